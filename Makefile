@@ -1,0 +1,42 @@
+# The front door.  Everything generated lies in build/.
+
+.PHONY: help run test check series kernel shell watch-test clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+run: build/ready ## build, boot, show a FUSE daemon with and without passthrough, and the fio table
+	@bench/run
+
+ifdef T
+test: build/ready ## everything that must hold; T=NAME: one kselftest, K=debug: on that kernel
+	@vm/test $(or $(K),release) $(T)
+else
+test:
+	@tools/test
+endif
+
+check: build/ready ## the kernel series without running it: git am, checkpatch, sparse, W=1
+	@tools/check
+
+series: build/ready ## build/series/linux and build/series/libfuse, for git am
+	@tools/series mail linux
+	@tools/series mail libfuse
+
+kernel: build/ready ## rebuild the release kernel and the root after a change in build/linux
+	@true
+
+shell: build/ready ## a shell in the VM, K=debug: on that kernel
+	@vm/shell $(or $(K),release)
+
+watch-test: build/ready ## planted faults that the watch over the VM must see
+	@vm/watch-test release
+
+clean: ## remove build/
+	rm -rf build
+
+# Cheap when nothing changed.  A tree with changes of its own is used as it is.
+.PHONY: build/ready
+build/ready:
+	@tools/install
+	@tools/prepare

@@ -1,0 +1,775 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * FUSE passthrough: reading, writing and mapping through the lower file.
+ *
+ * All I/O is done with the credentials of the task that attached the lower
+ * file, and in the context of the caller.
+ */
+
+#include "fuse_i.h"
+
+#include <linux/blkdev.h>
+#include <linux/cred.h>
+#include <linux/fadvise.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/splice.h>
+#include <linux/workqueue.h>
+
+/**
+ * struct fuse_passthrough_aio - an asynchronous request on the lower file
+ * @iocb: the request, as the lower file system sees it; holds the lower file
+ * @orig: the caller's request on the FUSE file
+ * @work: finishes a write whose completion came where nobody may sleep
+ * @res: result, for @work
+ * @write: direction
+ * @count: one for the submitter, who still looks at @iocb after the completion
+ *	   has passed the result on, and one for the completion
+ */
+struct fuse_passthrough_aio {
+	struct kiocb iocb;
+	struct kiocb *orig;
+	struct work_struct work;
+	long res;
+	bool write;
+	refcount_t count;
+};
+
+static struct kmem_cache *fuse_passthrough_aio_cachep;
+static struct workqueue_struct *fuse_passthrough_wq;
+
+static struct fuse_backing *fuse_passthrough_backing(struct file *file)
+{
+	struct fuse_file *ff = file->private_data;
+
+	return fuse_file_backing(ff);
+}
+
+/*
+ * Other opens of the inode may use the page cache.  What they have written
+ * must be on the lower file before it is read or written here.  Beyond the end
+ * of the lower file any dirty page decides what there is to read, and where an
+ * append goes.
+ */
+static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
+				  loff_t pos, size_t count, int ki_flags)
+{
+	struct address_space *mapping = inode->i_mapping;
+	loff_t end = pos + count - 1;
+	int err;
+
+	if (likely(!mapping->nrpages && !mapping_mapped(mapping)) || !count)
+		return 0;
+	if (ki_flags & IOCB_NOWAIT)
+		return -EAGAIN;
+
+	if (ki_flags & IOCB_APPEND || end >= i_size_read(file_inode(lower))) {
+		pos = 0;
+		end = LLONG_MAX;
+	}
+	err = filemap_write_and_wait_range(mapping, pos, end);
+	fuse_wait_on_range_writeback(inode, pos >> PAGE_SHIFT,
+				     end >> PAGE_SHIFT);
+
+	/* Without a server the dirty pages are lost, the lower file is not */
+	return READ_ONCE(get_fuse_conn(inode)->connected) ? err : 0;
+}
+
+/* What every read and write asks first, before any lock and any credentials */
+static int fuse_passthrough_begin(struct kiocb *iocb, struct file *lower,
+				  size_t count)
+{
+	struct file *file = iocb->ki_filp;
+	struct inode *inode = file_inode(file);
+	int flags = iocb->ki_flags;
+
+	if (fuse_is_bad(inode))
+		return -EIO;
+	/* F_SETFL asked the FUSE file, which can */
+	if (flags & IOCB_DIRECT && !(lower->f_mode & FMODE_CAN_ODIRECT))
+		return -EINVAL;
+	/* io_uring tries it on any regular file */
+	if (flags & IOCB_NOWAIT && !(file->f_mode & FMODE_NOWAIT))
+		return -EAGAIN;
+
+	return fuse_passthrough_flush(inode, lower, iocb->ki_pos, count, flags);
+}
+
+/* A lower file that is append-only or synchronous by itself stays so */
+static void fuse_passthrough_clone_iocb(struct kiocb *lower_iocb,
+					struct kiocb *iocb, struct file *lower)
+{
+	kiocb_clone(lower_iocb, iocb, lower);
+	/* Says that the kiocb lies in a request of fs/aio.c */
+	lower_iocb->ki_flags &= ~IOCB_AIO_RW;
+	lower_iocb->ki_flags |= lower->f_iocb_flags &
+				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
+}
+
+/*
+ * The size moves to where the write ended, but not past the lower file's own,
+ * read under the lock that a truncation stores its size under: when that came
+ * first the lower file is shorter by now, when it comes later it has the last
+ * word.  No inode lock is needed, the lower file system orders its writers.
+ */
+static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
+				   loff_t end, ssize_t written)
+{
+	struct fuse_conn *fc = get_fuse_conn(inode);
+	struct fuse_inode *fi = get_fuse_inode(inode);
+	u32 mask = FUSE_STATX_MODSIZE;
+
+	if (written > 0 && unlikely(inode->i_mapping->nrpages))
+		invalidate_inode_pages2_range(inode->i_mapping,
+					      (end - written) >> PAGE_SHIFT,
+					      (end - 1) >> PAGE_SHIFT);
+
+	spin_lock(&fi->lock);
+	fi->attr_version = atomic64_inc_return(&fc->attr_version);
+	if (written > 0 && end > inode->i_size)
+		i_size_write(inode, max(inode->i_size,
+					min(end, i_size_read(file_inode(lower)))));
+	spin_unlock(&fi->lock);
+
+	/* Setuid and setgid may have gone */
+	if (unlikely(inode->i_mode & (S_ISUID | S_ISGID)))
+		mask |= STATX_MODE;
+	fuse_invalidate_attr_mask(inode, mask);
+}
+
+static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio)
+{
+	if (refcount_dec_and_test(&aio->count)) {
+		fput(aio->iocb.ki_filp);
+		kmem_cache_free(fuse_passthrough_aio_cachep, aio);
+	}
+}
+
+/* The caller's kiocb may be gone as soon as its ki_complete was called */
+static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
+				     long res)
+{
+	struct kiocb *iocb = &aio->iocb;
+	struct inode *inode = file_inode(aio->orig->ki_filp);
+
+	if (aio->write) {
+		kiocb_end_write(iocb);
+		fuse_passthrough_wrote(inode, iocb->ki_filp, iocb->ki_pos, res);
+	} else {
+		fuse_invalidate_atime(inode);
+	}
+	aio->orig->ki_pos = iocb->ki_pos;
+}
+
+static void fuse_passthrough_aio_done(struct fuse_passthrough_aio *aio,
+				      long res)
+{
+	struct kiocb *orig = aio->orig;
+
+	fuse_passthrough_aio_end(aio, res);
+	fuse_passthrough_aio_put(aio);
+	orig->ki_complete(orig, res);
+}
+
+static void fuse_passthrough_aio_work(struct work_struct *work)
+{
+	struct fuse_passthrough_aio *aio =
+		container_of(work, struct fuse_passthrough_aio, work);
+
+	fuse_passthrough_aio_done(aio, aio->res);
+}
+
+/*
+ * Any context.  The end of a write takes fi->lock, which is not safe against
+ * interrupts, and may wait for the server when there are FUSE pages.
+ */
+static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
+{
+	struct fuse_passthrough_aio *aio =
+		container_of(iocb, struct fuse_passthrough_aio, iocb);
+	struct inode *inode = file_inode(aio->orig->ki_filp);
+
+	if (aio->write &&
+	    (!in_task() || irqs_disabled() || inode->i_mapping->nrpages)) {
+		aio->res = res;
+		INIT_WORK(&aio->work, fuse_passthrough_aio_work);
+		queue_work(fuse_passthrough_wq, &aio->work);
+	} else {
+		fuse_passthrough_aio_done(aio, res);
+	}
+}
+
+static ssize_t fuse_passthrough_submit(struct kiocb *iocb,
+				       struct iov_iter *iter)
+{
+	/* Synchronous callers don't set IOCB_WRITE */
+	if (iov_iter_rw(iter) == WRITE)
+		return vfs_iocb_iter_write(iocb->ki_filp, iocb, iter);
+	return vfs_iocb_iter_read(iocb->ki_filp, iocb, iter);
+}
+
+/* A write comes with freeze protection of the lower file, and hands it over */
+static ssize_t fuse_passthrough_async(struct kiocb *iocb, struct file *lower,
+				      struct iov_iter *iter)
+{
+	struct fuse_passthrough_aio *aio;
+	ssize_t ret;
+
+	aio = kmem_cache_alloc(fuse_passthrough_aio_cachep, GFP_KERNEL);
+	if (!aio) {
+		if (iov_iter_rw(iter) == WRITE)
+			file_end_write(lower);
+		return -ENOMEM;
+	}
+
+	fuse_passthrough_clone_iocb(&aio->iocb, iocb, get_file(lower));
+	aio->iocb.ki_complete = fuse_passthrough_aio_complete;
+	aio->orig = iocb;
+	aio->write = iov_iter_rw(iter) == WRITE;
+	refcount_set(&aio->count, 2);
+	/* To lockdep, the protection does not come back to user space held */
+	if (aio->write)
+		__sb_writers_release(file_inode(lower)->i_sb, SB_FREEZE_WRITE);
+
+	ret = fuse_passthrough_submit(&aio->iocb, iter);
+	if (ret != -EIOCBQUEUED) {
+		fuse_passthrough_aio_end(aio, ret);
+		fuse_passthrough_aio_put(aio);
+	}
+	fuse_passthrough_aio_put(aio);
+	return ret;
+}
+
+/*
+ * The inode is mapped through its page cache, and the buffer may be such a
+ * mapping.  A fault on it asks the server, and that must not happen below the
+ * locks of the lower file, which the server needs to answer: fault in between
+ * attempts that don't.
+ */
+static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
+					       struct iov_iter *iter)
+{
+	ssize_t done = 0;
+	size_t left, missing;
+	ssize_t ret;
+
+	do {
+		left = iov_iter_count(iter);
+		if (iov_iter_rw(iter) == WRITE)
+			missing = fault_in_iov_iter_readable(iter, left);
+		else
+			missing = fault_in_iov_iter_writeable(iter, left);
+
+		pagefault_disable();
+		iter->nofault = true;
+		ret = fuse_passthrough_submit(iocb, iter);
+		iter->nofault = false;
+		pagefault_enable();
+		if (ret > 0)
+			done += ret;
+	} while ((ret > 0 || (ret == -EFAULT && missing < left)) &&
+		 iov_iter_count(iter));
+
+	return done ?: ret;
+}
+
+static bool fuse_passthrough_may_recurse(struct kiocb *iocb,
+					 struct iov_iter *iter)
+{
+	return unlikely(mapping_mapped(iocb->ki_filp->f_mapping)) &&
+	       user_backed_iter(iter);
+}
+
+static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
+				     struct iov_iter *iter)
+{
+	struct kiocb lower_iocb;
+	ssize_t ret;
+
+	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower);
+	/* With IOCB_WAITQ, -EIOCBQUEUED is an answer for the caller */
+	lower_iocb.ki_waitq = iocb->ki_waitq;
+	if (fuse_passthrough_may_recurse(iocb, iter))
+		ret = fuse_passthrough_submit_nofault(&lower_iocb, iter);
+	else
+		ret = fuse_passthrough_submit(&lower_iocb, iter);
+	iocb->ki_pos = lower_iocb.ki_pos;
+
+	return ret;
+}
+
+/* Buffered requests are finished when the lower file system returns */
+static bool fuse_passthrough_is_async(struct kiocb *iocb,
+				      struct iov_iter *iter)
+{
+	return iocb->ki_flags & IOCB_DIRECT && !is_sync_kiocb(iocb) &&
+	       !fuse_passthrough_may_recurse(iocb, iter);
+}
+
+/**
+ * fuse_passthrough_read_iter - read the lower file
+ * @iocb: request on a FUSE file that has a lower one
+ * @to: where the data goes
+ *
+ * Context: Process context.
+ * Return: number of bytes, -EIOCBQUEUED or another negative error
+ */
+ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct fuse_backing *backing = fuse_passthrough_backing(iocb->ki_filp);
+	struct inode *inode = file_inode(iocb->ki_filp);
+	const struct cred *old_cred;
+	ssize_t ret;
+
+	ret = fuse_passthrough_begin(iocb, backing->file, iov_iter_count(to));
+	if (ret)
+		return ret;
+
+	old_cred = override_creds(backing->cred);
+	if (fuse_passthrough_is_async(iocb, to)) {
+		ret = fuse_passthrough_async(iocb, backing->file, to);
+	} else {
+		ret = fuse_passthrough_sync(iocb, backing->file, to);
+		fuse_invalidate_atime(inode);
+	}
+	revert_creds(old_cred);
+
+	return ret;
+}
+
+/*
+ * A write by a caller without CAP_FSETID takes setuid and setgid away, as it
+ * would when the caller wrote the lower file itself.
+ */
+static const struct cred *fuse_passthrough_write_cred(struct fuse_backing *b)
+{
+	if (likely(!(file_inode(b->file)->i_mode & (S_ISUID | S_ISGID))))
+		return b->cred;
+	return capable(CAP_FSETID) ? b->cred : b->nofsetid_cred;
+}
+
+static bool fuse_passthrough_start_write(struct file *lower, int ki_flags)
+{
+	if (ki_flags & IOCB_NOWAIT)
+		return file_start_write_trylock(lower);
+	file_start_write(lower);
+	return true;
+}
+
+/*
+ * overlayfs of this version loses IOCB_APPEND on its way down: its appends are
+ * ordered here, and go to where its file ends.
+ */
+static ssize_t fuse_passthrough_append_overlay(struct kiocb *iocb,
+					       struct file *lower,
+					       struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	ssize_t ret;
+
+	if (!(iocb->ki_flags & IOCB_NOWAIT))
+		inode_lock(inode);
+	else if (!inode_trylock(inode))
+		return -EAGAIN;
+	iocb->ki_pos = i_size_read(file_inode(lower));
+	ret = fuse_passthrough_sync(iocb, lower, from);
+	inode_unlock(inode);
+
+	return ret;
+}
+
+static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
+					   struct file *lower,
+					   struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	ssize_t ret;
+
+	if (unlikely(iocb->ki_flags & IOCB_APPEND &&
+		     file_inode(lower)->i_sb->s_magic == OVERLAYFS_SUPER_MAGIC))
+		ret = fuse_passthrough_append_overlay(iocb, lower, from);
+	else
+		ret = fuse_passthrough_sync(iocb, lower, from);
+	file_end_write(lower);
+	fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret);
+
+	return ret;
+}
+
+/**
+ * fuse_passthrough_write_iter - write the lower file
+ * @iocb: request on a FUSE file that has a lower one
+ * @from: the data
+ *
+ * Size and times of the FUSE inode follow at once, for an asynchronous write
+ * when it completes.
+ *
+ * Context: Process context.
+ * Return: number of bytes, -EIOCBQUEUED or another negative error
+ */
+ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct fuse_backing *backing = fuse_passthrough_backing(iocb->ki_filp);
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct file *lower = backing->file;
+	const struct cred *old_cred;
+	ssize_t ret;
+
+	ret = fuse_passthrough_begin(iocb, lower, iov_iter_count(from));
+	if (ret)
+		return ret;
+	/* Without FUSE_WRITEBACK_CACHE the server keeps the times */
+	if (get_fuse_conn(inode)->writeback_cache) {
+		ret = file_update_time(iocb->ki_filp);
+		if (ret)
+			return ret;
+	}
+	if (!fuse_passthrough_start_write(lower, iocb->ki_flags))
+		return -EAGAIN;
+
+	old_cred = override_creds(fuse_passthrough_write_cred(backing));
+	if (fuse_passthrough_is_async(iocb, from))
+		ret = fuse_passthrough_async(iocb, lower, from);
+	else
+		ret = fuse_passthrough_sync_write(iocb, lower, from);
+	revert_creds(old_cred);
+
+	return ret;
+}
+
+/* iter_file_splice_write() looks at the lower file's own O_DSYNC alone */
+static ssize_t fuse_passthrough_splice_sync(struct file *out,
+					    struct file *lower, loff_t end,
+					    ssize_t ret)
+{
+	int err;
+
+	if (ret <= 0 || !(out->f_iocb_flags & IOCB_DSYNC))
+		return ret;
+	err = vfs_fsync_range(lower, end - ret, end - 1,
+			      !(out->f_iocb_flags & IOCB_SYNC));
+	return err ?: ret;
+}
+
+/**
+ * fuse_passthrough_splice_write - splice from a pipe to the lower file
+ * @pipe: source
+ * @out: FUSE file that has a lower one
+ * @ppos: position in @out, moved
+ * @len: number of bytes
+ * @flags: SPLICE_F_*
+ *
+ * The freeze protection of the lower file system comes before the lock of the
+ * pipe, as in a splice to the lower file: the other way round the two lock
+ * each other out while a freeze waits.
+ *
+ * Context: Process context.
+ * Return: number of bytes or a negative error
+ */
+ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
+				      struct file *out, loff_t *ppos,
+				      size_t len, unsigned int flags)
+{
+	struct fuse_backing *backing = fuse_passthrough_backing(out);
+	struct inode *inode = file_inode(out);
+	struct file *lower = backing->file;
+	const struct cred *old_cred;
+	ssize_t ret;
+
+	if (fuse_is_bad(inode))
+		return -EIO;
+	ret = fuse_passthrough_flush(inode, lower, *ppos, len, 0);
+	if (ret)
+		return ret;
+	if (get_fuse_conn(inode)->writeback_cache) {
+		ret = file_update_time(out);
+		if (ret)
+			return ret;
+	}
+
+	old_cred = override_creds(fuse_passthrough_write_cred(backing));
+	file_start_write(lower);
+	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
+	file_end_write(lower);
+	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
+	revert_creds(old_cred);
+	fuse_passthrough_wrote(inode, lower, *ppos, ret);
+
+	return ret;
+}
+
+/**
+ * fuse_passthrough_fadvise - advise about the lower file, whose cache is used
+ * @file: FUSE file that has a lower one
+ * @offset: start of the range
+ * @len: length of the range, 0 for all the rest
+ * @advice: POSIX_FADV_*
+ *
+ * Return: 0 or a negative error
+ */
+int fuse_passthrough_fadvise(struct file *file, loff_t offset, loff_t len,
+			     int advice)
+{
+	struct fuse_backing *backing = fuse_passthrough_backing(file);
+	const struct cred *old_cred;
+	int ret;
+
+	old_cred = override_creds(backing->cred);
+	ret = vfs_fadvise(backing->file, offset, len, advice);
+	revert_creds(old_cred);
+
+	return ret;
+}
+
+/**
+ * fuse_passthrough_fsync - sync the lower file
+ * @ff: file that has a lower one, and no server that could be asked
+ * @start: first byte
+ * @end: last byte
+ * @datasync: as for fdatasync
+ *
+ * Return: 0 or a negative error
+ */
+int fuse_passthrough_fsync(struct fuse_file *ff, loff_t start, loff_t end,
+			   int datasync)
+{
+	struct fuse_backing *backing = fuse_file_backing(ff);
+	const struct cred *old_cred;
+	int ret;
+
+	old_cred = override_creds(backing->cred);
+	ret = vfs_fsync_range(backing->file, start, end, datasync);
+	revert_creds(old_cred);
+
+	return ret;
+}
+
+/**
+ * struct fuse_passthrough_vma - what the areas split from one mapping share
+ * @vm_ops: those of the lower file, but for open, close and page_mkwrite
+ * @lower_ops: those of the lower file
+ * @file: FUSE file, kept open: the server gets its RELEASE after the unmapping
+ * @count: number of areas
+ */
+struct fuse_passthrough_vma {
+	struct vm_operations_struct vm_ops;
+	const struct vm_operations_struct *lower_ops;
+	struct file *file;
+	refcount_t count;
+};
+
+static struct fuse_passthrough_vma *fuse_passthrough_vma(struct vm_area_struct *vma)
+{
+	return container_of(vma->vm_ops, struct fuse_passthrough_vma, vm_ops);
+}
+
+/* Stores move the times of the lower file, and not all of them are seen here */
+static void fuse_passthrough_vma_account(struct vm_area_struct *vma,
+					 struct file *file, int n)
+{
+	struct inode *inode = file_inode(file);
+
+	if (!(vma->vm_flags & VM_SHARED))
+		return;
+	atomic_add(n, &get_fuse_inode(inode)->passthrough_maps);
+	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODIFY);
+}
+
+static void fuse_passthrough_vm_open(struct vm_area_struct *vma)
+{
+	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vma);
+
+	refcount_inc(&fpv->count);
+	fuse_passthrough_vma_account(vma, fpv->file, 1);
+	if (fpv->lower_ops->open)
+		fpv->lower_ops->open(vma);
+}
+
+static void fuse_passthrough_vm_close(struct vm_area_struct *vma)
+{
+	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vma);
+
+	if (fpv->lower_ops->close)
+		fpv->lower_ops->close(vma);
+	fuse_passthrough_vma_account(vma, fpv->file, -1);
+	vma->vm_ops = fpv->lower_ops;
+	if (refcount_dec_and_test(&fpv->count)) {
+		fput(fpv->file);
+		kfree(fpv);
+	}
+}
+
+static vm_fault_t fuse_passthrough_page_mkwrite(struct vm_fault *vmf)
+{
+	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vmf->vma);
+
+	/* Does something with FUSE_WRITEBACK_CACHE alone */
+	file_update_time(fpv->file);
+	return fpv->lower_ops->page_mkwrite(vmf);
+}
+
+/* What do_mmap() and mmap_region() asked the FUSE file */
+static int fuse_passthrough_may_mmap(struct file *lower,
+				     struct vm_area_struct *vma)
+{
+	struct inode *inode = file_inode(lower);
+
+	if (!lower->f_op->mmap)
+		return -ENODEV;
+	if (!(vma->vm_flags & VM_SHARED))
+		return 0;
+	if (IS_APPEND(inode) && lower->f_mode & FMODE_WRITE)
+		return -EACCES;
+	if (IS_SWAPFILE(inode) && vma->vm_flags & VM_WRITE)
+		return -ETXTBSY;
+	return 0;
+}
+
+static int fuse_passthrough_mmap_lower(struct fuse_backing *backing,
+				       struct vm_area_struct *vma)
+{
+	struct address_space *mapping = backing->file->f_mapping;
+	bool writable = (vma->vm_flags & VM_SHARED) &&
+			(vma->vm_flags & VM_MAYWRITE);
+	const struct cred *old_cred;
+	int err;
+
+	/* Refused for a sealed memfd */
+	if (writable && mapping_map_writable(mapping)) {
+		if (vma->vm_flags & VM_WRITE)
+			return -EPERM;
+		vma->vm_flags &= ~VM_MAYWRITE;
+		writable = false;
+	}
+
+	vma_set_file(vma, backing->file);
+	old_cred = override_creds(backing->cred);
+	err = call_mmap(backing->file, vma);
+	revert_creds(old_cred);
+
+	if (writable)
+		mapping_unmap_writable(mapping);
+	return err;
+}
+
+/**
+ * fuse_passthrough_mmap - map the pages of the lower file
+ * @file: FUSE file that has a lower one
+ * @vma: the area, its vm_file becomes the lower file
+ *
+ * Context: Process context, mmap_lock held for writing.
+ * Return: 0 or a negative error
+ */
+int fuse_passthrough_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	struct fuse_backing *backing = fuse_passthrough_backing(file);
+	static const struct vm_operations_struct no_ops = {};
+	struct fuse_passthrough_vma *fpv;
+	int err;
+
+	if (fuse_is_bad(file_inode(file)))
+		return -EIO;
+	err = fuse_passthrough_may_mmap(backing->file, vma);
+	if (err)
+		return err;
+
+	fpv = kmalloc(sizeof(*fpv), GFP_KERNEL_ACCOUNT);
+	if (!fpv)
+		return -ENOMEM;
+
+	fpv->file = get_file(file);
+	err = fuse_passthrough_mmap_lower(backing, vma);
+	if (err) {
+		fput(fpv->file);
+		kfree(fpv);
+		return err;
+	}
+
+	fpv->lower_ops = vma->vm_ops ?: &no_ops;
+	fpv->vm_ops = *fpv->lower_ops;
+	fpv->vm_ops.open = fuse_passthrough_vm_open;
+	fpv->vm_ops.close = fuse_passthrough_vm_close;
+	if (fpv->lower_ops->page_mkwrite)
+		fpv->vm_ops.page_mkwrite = fuse_passthrough_page_mkwrite;
+	refcount_set(&fpv->count, 1);
+	vma->vm_ops = &fpv->vm_ops;
+	fuse_passthrough_vma_account(vma, file, 1);
+	fuse_invalidate_atime(file_inode(file));
+
+	return 0;
+}
+
+/**
+ * fuse_passthrough_get_unmapped_area - where the lower file wants to be mapped
+ * @file: FUSE file that has a lower one
+ * @addr: wish of the caller
+ * @len: bytes
+ * @pgoff: offset in the file, pages
+ * @flags: MAP_*
+ *
+ * Return: an address or a negative error
+ */
+unsigned long fuse_passthrough_get_unmapped_area(struct file *file,
+						 unsigned long addr,
+						 unsigned long len,
+						 unsigned long pgoff,
+						 unsigned long flags)
+{
+	struct file *lower = fuse_passthrough_backing(file)->file;
+
+	if (lower->f_op->get_unmapped_area)
+		return lower->f_op->get_unmapped_area(lower, addr, len, pgoff,
+						      flags);
+	return current->mm->get_unmapped_area(lower, addr, len, pgoff, flags);
+}
+
+/**
+ * fuse_passthrough_finish_open - an open has a lower file and was answered
+ * @file: the FUSE file
+ *
+ * Whether a request may be submitted inline is for the lower file to say, and
+ * for its disk, which io_uring does not see below a FUSE superblock.
+ */
+void fuse_passthrough_finish_open(struct file *file)
+{
+	struct file *lower = fuse_passthrough_backing(file)->file;
+	struct block_device *bdev = file_inode(lower)->i_sb->s_bdev;
+
+	if (!bdev || bdev_nowait(bdev))
+		file->f_mode |= lower->f_mode & FMODE_NOWAIT;
+	file->f_mode |= lower->f_mode & (FMODE_BUF_RASYNC | FMODE_BUF_WASYNC);
+}
+
+/**
+ * fuse_passthrough_init - allocate what all connections share
+ *
+ * Return: 0 or -ENOMEM
+ */
+int __init fuse_passthrough_init(void)
+{
+	fuse_passthrough_aio_cachep = KMEM_CACHE(fuse_passthrough_aio, 0);
+	if (!fuse_passthrough_aio_cachep)
+		return -ENOMEM;
+
+	/* Writeback of a loop device may wait for it */
+	fuse_passthrough_wq = alloc_workqueue("fuse_passthrough",
+					      WQ_MEM_RECLAIM, 0);
+	if (!fuse_passthrough_wq) {
+		kmem_cache_destroy(fuse_passthrough_aio_cachep);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/**
+ * fuse_passthrough_cleanup - undo fuse_passthrough_init()
+ */
+void fuse_passthrough_cleanup(void)
+{
+	destroy_workqueue(fuse_passthrough_wq);
+	kmem_cache_destroy(fuse_passthrough_aio_cachep);
+}
