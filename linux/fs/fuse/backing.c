@@ -356,7 +356,7 @@ static int fuse_backing_attach_id(struct fuse_file *ff, int flags)
 	if (fuse_backing_find_id(fc, ff->backing_id, &path, &cred))
 		return -EIO;
 
-	flags &= ~(O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY | __O_TMPFILE);
+	flags &= ~(O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY | O_TMPFILE);
 	old_cred = override_creds(cred);
 	file = file_open_root(&path, "", flags, 0);
 	if (IS_ERR(file))

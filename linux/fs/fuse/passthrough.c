@@ -111,17 +111,46 @@ static void fuse_passthrough_clone_iocb(struct kiocb *lower_iocb,
 }
 
 /*
- * The size moves to where the write ended, but not past the lower file's own,
- * read under the lock that a truncation stores its size under: when that came
- * first the lower file is shorter by now, when it comes later it has the last
- * word.  No inode lock is needed, the lower file system orders its writers.
+ * Does a write to @end concern the size?  While FUSE_I_SIZE_UNSTABLE is set the
+ * answer of a truncation is on its way, with a size from before the write.
  */
+static bool fuse_passthrough_moves_size(struct inode *inode, loff_t end)
+{
+	return end > i_size_read(inode) ||
+	       test_bit(FUSE_I_SIZE_UNSTABLE, &get_fuse_inode(inode)->state);
+}
+
+/*
+ * With the inode lock, which all that sets a size from the server's answer
+ * holds while it asks, the lower file's own size is the truth.  So the lock is
+ * taken after the write, and not for it: the lower file system orders its
+ * writers.
+ */
+static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
+				       loff_t end)
+{
+	struct fuse_conn *fc = get_fuse_conn(inode);
+	struct fuse_inode *fi = get_fuse_inode(inode);
+	loff_t size;
+
+	inode_lock_shared(inode);
+	spin_lock(&fi->lock);
+	fi->attr_version = atomic64_inc_return(&fc->attr_version);
+	size = min(end, i_size_read(file_inode(lower)));
+	if (size > inode->i_size)
+		i_size_write(inode, size);
+	spin_unlock(&fi->lock);
+	inode_unlock_shared(inode);
+}
+
+/* Pages, size and times of the FUSE inode after a write that ended at @end */
 static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
 				   loff_t end, ssize_t written)
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	u32 mask = FUSE_STATX_MODSIZE;
+	bool moves;
 
 	if (written > 0 && unlikely(inode->i_mapping->nrpages))
 		invalidate_inode_pages2_range(inode->i_mapping,
@@ -130,10 +159,10 @@ static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
 
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
-	if (written > 0 && end > inode->i_size)
-		i_size_write(inode, max(inode->i_size,
-					min(end, i_size_read(file_inode(lower)))));
+	moves = written > 0 && fuse_passthrough_moves_size(inode, end);
 	spin_unlock(&fi->lock);
+	if (moves)
+		fuse_passthrough_move_size(inode, lower, end);
 
 	/* Setuid and setgid may have gone */
 	if (unlikely(inode->i_mode & (S_ISUID | S_ISGID)))
@@ -184,17 +213,25 @@ static void fuse_passthrough_aio_work(struct work_struct *work)
 }
 
 /*
- * Any context.  The end of a write takes fi->lock, which is not safe against
- * interrupts, and may wait for the server when there are FUSE pages.
+ * The end of a write takes fi->lock, which is not safe against interrupts, and
+ * may have to wait for the server, when there are FUSE pages or the size moves.
  */
+static bool fuse_passthrough_aio_needs_work(struct fuse_passthrough_aio *aio)
+{
+	struct inode *inode = file_inode(aio->orig->ki_filp);
+
+	return aio->write &&
+	       (!in_task() || irqs_disabled() || inode->i_mapping->nrpages ||
+		fuse_passthrough_moves_size(inode, aio->iocb.ki_pos));
+}
+
+/* Any context */
 static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 {
 	struct fuse_passthrough_aio *aio =
 		container_of(iocb, struct fuse_passthrough_aio, iocb);
-	struct inode *inode = file_inode(aio->orig->ki_filp);
 
-	if (aio->write &&
-	    (!in_task() || irqs_disabled() || inode->i_mapping->nrpages)) {
+	if (fuse_passthrough_aio_needs_work(aio)) {
 		aio->res = res;
 		INIT_WORK(&aio->work, fuse_passthrough_aio_work);
 		queue_work(fuse_passthrough_wq, &aio->work);
@@ -422,6 +459,12 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	ret = fuse_passthrough_begin(iocb, lower, iov_iter_count(from));
 	if (ret)
 		return ret;
+	/* The size is moved under a lock that may have to be waited for */
+	if (iocb->ki_flags & IOCB_NOWAIT &&
+	    (iocb->ki_flags & IOCB_APPEND ||
+	     fuse_passthrough_moves_size(inode, iocb->ki_pos +
+						iov_iter_count(from))))
+		return -EAGAIN;
 	/* Without FUSE_WRITEBACK_CACHE the server keeps the times */
 	if (get_fuse_conn(inode)->writeback_cache) {
 		ret = file_update_time(iocb->ki_filp);
@@ -441,7 +484,7 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	return ret;
 }
 
-/* iter_file_splice_write() looks at the lower file's own O_DSYNC alone */
+/* A splice to the lower file looks at that file's own O_DSYNC alone */
 static ssize_t fuse_passthrough_splice_sync(struct file *out,
 					    struct file *lower, loff_t end,
 					    ssize_t ret)
@@ -482,6 +525,8 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 
 	if (fuse_is_bad(inode))
 		return -EIO;
+	if (!lower->f_op->splice_write)
+		return -EINVAL;
 	ret = fuse_passthrough_flush(inode, lower, *ppos, len, 0);
 	if (ret)
 		return ret;
@@ -493,7 +538,7 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 
 	old_cred = override_creds(fuse_passthrough_write_cred(backing));
 	file_start_write(lower);
-	ret = iter_file_splice_write(pipe, lower, ppos, len, flags);
+	ret = lower->f_op->splice_write(pipe, lower, ppos, len, flags);
 	file_end_write(lower);
 	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
 	revert_creds(old_cred);

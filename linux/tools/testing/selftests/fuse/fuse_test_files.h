@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Lower files of the tests, what is in them, and who touches them.
+ */
+#ifndef FUSE_TEST_FILES_H
+#define FUSE_TEST_FILES_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <stdalign.h>
+#include <stdbool.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "../kselftest_harness.h"
+#include "fuse_server.h"
+
+#define BLOCK	4096
+#define LOWER	SRV_LOWER "/file"
+#define USER	1000
+
+/* How a test reaches its file */
+enum way { BARE, PLAIN, BY_REQUEST, BY_ID };
+
+static inline bool passes(enum way way)
+{
+	return way == BY_REQUEST || way == BY_ID;
+}
+
+static inline enum srv_mode mode_for(enum way way)
+{
+	if (way == PLAIN)
+		return SRV_PLAIN;
+	return way == BY_ID ? SRV_BACKING_ID : SRV_PASSTHROUGH;
+}
+
+/* What is written, and what was read */
+static alignas(BLOCK) char data[1 << 20];
+static alignas(BLOCK) char back[1 << 20];
+
+static inline void make_data(void)
+{
+	unsigned int i, x = 1;
+
+	for (i = 0; i < sizeof(data); i++) {
+		x = x * 1103515245 + 12345;
+		data[i] = x >> 16;
+	}
+}
+
+static inline bool all_zero(const char *p, size_t len)
+{
+	return !len || (!p[0] && !memcmp(p, p + 1, len - 1));
+}
+
+static inline off_t size_of(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) ? -errno : st.st_size;
+}
+
+/* A new lower file with the first @size bytes of data. */
+static inline bool make_lower(const char *path, mode_t mode, size_t size)
+{
+	bool made;
+	int fd;
+
+	if (unlink(path) && errno != ENOENT)
+		return false;
+	fd = open(path, O_CREAT | O_EXCL | O_RDWR, 0600);
+	made = fd >= 0 && !fchmod(fd, mode) &&
+	       write(fd, data, size) == (ssize_t)size;
+	close(fd);
+	return made;
+}
+
+/* LOWER has this size and, from @offset, these bytes; they are in back. */
+static inline bool lower_is(off_t size, off_t offset, const char *bytes,
+			    size_t len)
+{
+	int fd = open(LOWER, O_RDONLY);
+	bool same;
+
+	memset(back, 0x55, sizeof(back));
+	same = fd >= 0 && size_of(fd) == size &&
+	       pread(fd, back, len, offset) == (ssize_t)len &&
+	       !memcmp(back, bytes, len);
+	close(fd);
+	return same;
+}
+
+/* A server on SRV_MNT for SRV_LOWER. */
+static inline struct srv *serve_lower(struct __test_metadata *_metadata,
+				      enum way way, __u64 flags)
+{
+	struct srv *srv = srv_new();
+
+	ASSERT_NE(NULL, srv);
+	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, srv->lower);
+	srv->mode = mode_for(way);
+	srv->flags = flags;
+	/* For an overlay */
+	srv->max_stack_depth = 2;
+	srv->valid = 3600;
+	srv->options = "allow_other";
+	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	close(srv->lower);
+	ASSERT_TRUE(!!(srv->offered & FUSE_PASSTHROUGH));
+	return srv;
+}
+
+/* The server was asked for data if and only if FUSE is plain. */
+static inline void check_seen(struct __test_metadata *_metadata,
+			      struct srv *srv, enum way way, int opcode)
+{
+	if (passes(way)) {
+		ASSERT_EQ(0, srv->seen[FUSE_READ]);
+		ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
+	}
+	if (way == PLAIN)
+		ASSERT_LT(0, srv->seen[opcode]);
+}
+
+/* Run @test as an ordinary user in a child: its exit status, or -signal. */
+static inline int as_user(int (*test)(const char *path), const char *path)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		if (setgroups(0, NULL) || setresgid(USER, USER, USER) ||
+		    setresuid(USER, USER, USER))
+			_exit(100);
+		_exit(test(path));
+	}
+	if (waitpid(pid, &status, 0) != pid)
+		return -1;
+	return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+#endif /* FUSE_TEST_FILES_H */

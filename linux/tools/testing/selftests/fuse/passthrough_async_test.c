@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Asynchronous reading and writing through a lower file: Linux AIO and
+ * io_uring by their system calls, buffered and direct, many in flight.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <stdatomic.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <linux/aio_abi.h>
+#include <linux/io_uring.h>
+
+#include "fuse_test_files.h"
+
+#define DEPTH	16
+
+enum engine { AIO, URING, URING_WORKER, URING_FIXED };
+
+struct op {
+	int fd;
+	bool write;
+	char *buf;
+	size_t len;
+	off_t offset;
+	ssize_t result;
+};
+
+/* AIO */
+
+static int aio_submit(aio_context_t *ctx, struct op *op, int n)
+{
+	struct iocb iocb[DEPTH], *list[DEPTH];
+	int i;
+
+	*ctx = 0;
+	if (syscall(__NR_io_setup, n, ctx))
+		return -errno;
+	for (i = 0; i < n; i++) {
+		list[i] = &iocb[i];
+		iocb[i] = (struct iocb){
+			.aio_data = (uintptr_t)&op[i],
+			.aio_lio_opcode = op[i].write ? IOCB_CMD_PWRITE :
+							IOCB_CMD_PREAD,
+			.aio_fildes = op[i].fd,
+			.aio_buf = (uintptr_t)op[i].buf,
+			.aio_nbytes = op[i].len,
+			.aio_offset = op[i].offset,
+		};
+	}
+	return srv_result(syscall(__NR_io_submit, *ctx, n, list));
+}
+
+static int aio_wait(aio_context_t ctx, int n)
+{
+	struct io_event event[DEPTH];
+	int i, seen = syscall(__NR_io_getevents, ctx, n, n, event, NULL);
+
+	for (i = 0; i < seen; i++)
+		((struct op *)(uintptr_t)event[i].data)->result = event[i].res;
+	syscall(__NR_io_destroy, ctx);
+	return seen;
+}
+
+/* io_uring */
+
+struct ring {
+	int fd;
+	struct io_uring_params p;
+	char *map;
+	size_t map_size;
+	struct io_uring_sqe *sqe;
+};
+
+static atomic_uint *ring_word(struct ring *ring, __u32 offset)
+{
+	return (atomic_uint *)(ring->map + offset);
+}
+
+static int ring_open(struct ring *ring, int n)
+{
+	struct io_uring_params *p = &ring->p;
+
+	memset(p, 0, sizeof(*p));
+	ring->fd = syscall(__NR_io_uring_setup, n, p);
+	if (ring->fd < 0)
+		return -errno;
+	ring->map_size = p->cq_off.cqes +
+			 p->cq_entries * sizeof(struct io_uring_cqe);
+	ring->map = mmap(NULL, ring->map_size, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_POPULATE, ring->fd,
+			 IORING_OFF_SQ_RING);
+	ring->sqe = mmap(NULL, p->sq_entries * sizeof(*ring->sqe),
+			 PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+			 ring->fd, IORING_OFF_SQES);
+	return ring->map == MAP_FAILED || (void *)ring->sqe == MAP_FAILED ?
+		-ENOMEM : 0;
+}
+
+static int ring_register(struct ring *ring, struct op *op, int n)
+{
+	struct iovec iov[DEPTH];
+	int i, fd[DEPTH];
+
+	for (i = 0; i < n; i++) {
+		fd[i] = op[i].fd;
+		iov[i] = (struct iovec){ op[i].buf, op[i].len };
+	}
+	if (syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_FILES,
+		    fd, n) ||
+	    syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_BUFFERS,
+		    iov, n))
+		return -errno;
+	return 0;
+}
+
+static void ring_prepare(struct io_uring_sqe *sqe, struct op *op, int i,
+			 enum engine how)
+{
+	bool fixed = how == URING_FIXED;
+
+	memset(sqe, 0, sizeof(*sqe));
+	if (fixed)
+		sqe->opcode = op->write ? IORING_OP_WRITE_FIXED :
+					  IORING_OP_READ_FIXED;
+	else
+		sqe->opcode = op->write ? IORING_OP_WRITE : IORING_OP_READ;
+	if (how == URING_WORKER)
+		sqe->flags = IOSQE_ASYNC;
+	if (fixed)
+		sqe->flags = IOSQE_FIXED_FILE;
+	sqe->fd = fixed ? i : op->fd;
+	sqe->buf_index = fixed ? i : 0;
+	sqe->addr = (uintptr_t)op->buf;
+	sqe->len = op->len;
+	sqe->off = op->offset;
+	sqe->user_data = (uintptr_t)op;
+}
+
+static int ring_submit(struct ring *ring, struct op *op, int n,
+		       enum engine how)
+{
+	int i, err = ring_open(ring, DEPTH);
+
+	if (!err && how == URING_FIXED)
+		err = ring_register(ring, op, n);
+	if (err)
+		return err;
+	for (i = 0; i < n; i++) {
+		ring_prepare(&ring->sqe[i], &op[i], i, how);
+		ring_word(ring, ring->p.sq_off.array)[i] = i;
+	}
+	*ring_word(ring, ring->p.sq_off.tail) = n;
+	return srv_result(syscall(__NR_io_uring_enter, ring->fd, n, 0, 0,
+				  NULL, 0));
+}
+
+static int ring_wait(struct ring *ring, int n, enum engine how)
+{
+	struct io_uring_cqe *cqe = (void *)(ring->map + ring->p.cq_off.cqes);
+	int i, seen;
+
+	if (syscall(__NR_io_uring_enter, ring->fd, 0, n,
+		    IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+		return -errno;
+	seen = *ring_word(ring, ring->p.cq_off.tail);
+	for (i = 0; i < seen; i++)
+		((struct op *)(uintptr_t)cqe[i].user_data)->result = cqe[i].res;
+	/* A ring ends some time after its last close; its files here. */
+	if (how == URING_FIXED)
+		syscall(__NR_io_uring_register, ring->fd,
+			IORING_UNREGISTER_FILES, NULL, 0);
+	munmap(ring->sqe, ring->p.sq_entries * sizeof(*ring->sqe));
+	munmap(ring->map, ring->map_size);
+	close(ring->fd);
+	return seen;
+}
+
+/* Either: all at once, then wait for all. */
+
+struct flight {
+	enum engine engine;
+	struct op op[DEPTH];
+	aio_context_t ctx;
+	struct ring ring;
+};
+
+static int submit(struct flight *f, int n)
+{
+	if (f->engine == AIO)
+		return aio_submit(&f->ctx, f->op, n);
+	return ring_submit(&f->ring, f->op, n, f->engine);
+}
+
+static int wait_for(struct flight *f, int n)
+{
+	if (f->engine == AIO)
+		return aio_wait(f->ctx, n);
+	return ring_wait(&f->ring, n, f->engine);
+}
+
+FIXTURE(async) {
+	struct srv *srv;
+	const char *path;
+	struct flight flight;
+};
+
+FIXTURE_VARIANT(async) {
+	const char *fs;
+	enum way way;
+	enum engine engine;
+	int direct;
+};
+
+#define VARIANT(fs, engine, direct)					\
+	{ fs, BY_REQUEST, engine, direct }
+
+FIXTURE_VARIANT_ADD(async, ext4_aio) VARIANT("ext4", AIO, 0);
+FIXTURE_VARIANT_ADD(async, ext4_aio_direct) VARIANT("ext4", AIO, O_DIRECT);
+FIXTURE_VARIANT_ADD(async, ext4_uring) VARIANT("ext4", URING, 0);
+FIXTURE_VARIANT_ADD(async, ext4_uring_direct) VARIANT("ext4", URING, O_DIRECT);
+FIXTURE_VARIANT_ADD(async, ext4_worker) VARIANT("ext4", URING_WORKER, 0);
+FIXTURE_VARIANT_ADD(async, ext4_fixed) VARIANT("ext4", URING_FIXED, O_DIRECT);
+FIXTURE_VARIANT_ADD(async, xfs_aio_direct) VARIANT("xfs", AIO, O_DIRECT);
+FIXTURE_VARIANT_ADD(async, xfs_uring) VARIANT("xfs", URING, 0);
+FIXTURE_VARIANT_ADD(async, xfs_worker) VARIANT("xfs", URING_WORKER, O_DIRECT);
+FIXTURE_VARIANT_ADD(async, xfs_fixed) VARIANT("xfs", URING_FIXED, 0);
+FIXTURE_VARIANT_ADD(async, tmpfs_aio) VARIANT("tmpfs", AIO, 0);
+FIXTURE_VARIANT_ADD(async, tmpfs_uring) VARIANT("tmpfs", URING, 0);
+FIXTURE_VARIANT_ADD(async, id) { "ext4", BY_ID, URING, O_DIRECT };
+FIXTURE_VARIANT_ADD(async, plain) { "ext4", PLAIN, AIO, O_DIRECT };
+FIXTURE_VARIANT_ADD(async, bare) { "ext4", BARE, URING, O_DIRECT };
+
+FIXTURE_SETUP(async)
+{
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower(variant->fs));
+	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
+	self->path = variant->way == BARE ? LOWER : SRV_MNT "/file";
+	self->flight.engine = variant->engine;
+	if (variant->way != BARE)
+		self->srv = serve_lower(_metadata, variant->way, 0);
+}
+
+FIXTURE_TEARDOWN(async)
+{
+	if (self->srv)
+		EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+}
+
+/* @n operations, each on the bytes after those of the one before. */
+static void fly(struct __test_metadata *_metadata, struct flight *f,
+		struct op first, int n)
+{
+	int i;
+
+	for (i = 0; i < n; i++) {
+		f->op[i] = first;
+		f->op[i].buf += i * first.len;
+		f->op[i].offset += i * first.len;
+	}
+	ASSERT_EQ(n, submit(f, n));
+}
+
+static void land(struct __test_metadata *_metadata, struct flight *f, int n)
+{
+	int i;
+
+	ASSERT_EQ(n, wait_for(f, n));
+	for (i = 0; i < n; i++)
+		ASSERT_EQ((ssize_t)f->op[i].len, f->op[i].result);
+}
+
+TEST_F(async, read_and_write)
+{
+	const size_t len = 2 * BLOCK, all = DEPTH * len;
+	int fd = open(self->path, O_RDWR | variant->direct);
+
+	ASSERT_LE(0, fd);
+	/* Twice: the first extends the file, the second overwrites. */
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, true, data, len, 0, 0 }, DEPTH);
+	land(_metadata, &self->flight, DEPTH);
+	ASSERT_EQ((off_t)all, size_of(fd));
+	ASSERT_TRUE(lower_is(all, 0, data, all));
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, true, data + all, len, 0, 0 }, DEPTH);
+	land(_metadata, &self->flight, DEPTH);
+	ASSERT_TRUE(lower_is(all, 0, data + all, all));
+	memset(back, 0, sizeof(back));
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, false, back, len, 0, 0 }, DEPTH);
+	land(_metadata, &self->flight, DEPTH);
+	ASSERT_EQ(0, memcmp(data + all, back, all));
+	close(fd);
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+/* Size and times are right as soon as a write is said to be done. */
+TEST_F(async, attributes)
+{
+	struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 2000 } };
+	int i, fd = open(self->path, O_RDWR | variant->direct);
+	struct stat st, low;
+
+	ASSERT_LE(0, fd);
+	for (i = 0; i < 8; i++) {
+		ASSERT_EQ(0, futimens(fd, old));
+		ASSERT_EQ(0, fstat(fd, &st));
+		fly(_metadata, &self->flight,
+		    (struct op){ fd, true, data, BLOCK, i * BLOCK, 0 }, 1);
+		land(_metadata, &self->flight, 1);
+		ASSERT_EQ(0, fstat(fd, &st));
+		ASSERT_EQ(0, stat(LOWER, &low));
+		ASSERT_EQ((i + 1) * BLOCK, st.st_size);
+		ASSERT_EQ(st.st_size, low.st_size);
+		ASSERT_LT(2000, st.st_mtim.tv_sec);
+		ASSERT_EQ(low.st_mtim.tv_sec, st.st_mtim.tv_sec);
+		ASSERT_EQ(low.st_mtim.tv_nsec, st.st_mtim.tv_nsec);
+	}
+	close(fd);
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+/* In any order, but all of them, and none on another. */
+TEST_F(async, append)
+{
+	int i, fd = open(self->path, O_WRONLY | O_APPEND | variant->direct);
+	unsigned int seen = 0;
+
+	ASSERT_LE(0, fd);
+	for (i = 0; i < DEPTH; i++)
+		memset(data + i * BLOCK, i, BLOCK);
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, true, data, BLOCK, 0, 0 }, DEPTH);
+	land(_metadata, &self->flight, DEPTH);
+	ASSERT_EQ(DEPTH * BLOCK, size_of(fd));
+	close(fd);
+	fd = open(LOWER, O_RDONLY);
+	ASSERT_LE(0, fd);
+	while (read(fd, back, BLOCK) == BLOCK) {
+		ASSERT_EQ(0, memcmp(back, back + 1, BLOCK - 1));
+		seen |= 1U << back[0];
+	}
+	ASSERT_EQ((1U << DEPTH) - 1, seen);
+	close(fd);
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+TEST_F(async, end_of_file)
+{
+	int fd;
+
+	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK + 512));
+	fd = open(self->path, O_RDONLY | variant->direct);
+	ASSERT_LE(0, fd);
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, false, back, BLOCK, 0, 0 }, 3);
+	ASSERT_EQ(3, wait_for(&self->flight, 3));
+	ASSERT_EQ(BLOCK, self->flight.op[0].result);
+	ASSERT_EQ(512, self->flight.op[1].result);
+	ASSERT_EQ(0, self->flight.op[2].result);
+	ASSERT_EQ(0, memcmp(data, back, BLOCK + 512));
+	close(fd);
+	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+}
+
+/* What is not in the page cache is waited for, and read. */
+TEST_F(async, cold_read)
+{
+	const size_t all = DEPTH * BLOCK;
+	int fd, lower;
+
+	ASSERT_TRUE(make_lower(LOWER, 0666, all));
+	lower = open(LOWER, O_RDWR);
+	ASSERT_LE(0, lower);
+	ASSERT_EQ(0, fsync(lower));
+	ASSERT_EQ(0, posix_fadvise(lower, 0, 0, POSIX_FADV_DONTNEED));
+	close(lower);
+	fd = open(self->path, O_RDONLY | variant->direct);
+	ASSERT_LE(0, fd);
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, false, back, BLOCK, 0, 0 }, DEPTH);
+	land(_metadata, &self->flight, DEPTH);
+	ASSERT_EQ(0, memcmp(data, back, all));
+	close(fd);
+	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+}
+
+/* The descriptor may go while its I/O is in flight. */
+TEST_F(async, close_in_flight)
+{
+	const size_t all = DEPTH * BLOCK;
+	int fd = open(self->path, O_RDWR | variant->direct);
+
+	ASSERT_LE(0, fd);
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, true, data, BLOCK, 0, 0 }, DEPTH);
+	close(fd);
+	land(_metadata, &self->flight, DEPTH);
+	ASSERT_TRUE(lower_is(all, 0, data, all));
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	if (self->srv)
+		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+}
+
+/* Whoever wins, FUSE and the lower file agree on the size. */
+TEST_F(async, truncate_in_flight)
+{
+	int i, fd = open(self->path, O_RDWR | variant->direct);
+	struct stat st;
+
+	ASSERT_LE(0, fd);
+	for (i = 0; i < 20; i++) {
+		fly(_metadata, &self->flight,
+		    (struct op){ fd, true, data, BLOCK, i * BLOCK, 0 }, 8);
+		ASSERT_EQ(0, ftruncate(fd, 3 * BLOCK));
+		land(_metadata, &self->flight, 8);
+		ASSERT_EQ(0, stat(LOWER, &st));
+		ASSERT_EQ(st.st_size, size_of(fd));
+	}
+	close(fd);
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+/* io_uring's workers are threads of the process, and stay for a while. */
+static int threads(void)
+{
+	DIR *tasks = opendir("/proc/self/task");
+	int n = 0;
+
+	while (tasks && readdir(tasks))
+		n++;
+	closedir(tasks);
+	return n;
+}
+
+/* Hot reads are done where they are submitted, as on the lower file. */
+TEST_F(async, needs_no_worker)
+{
+	bool worker = !strcmp(variant->fs, "tmpfs") ||
+		      variant->engine == URING_WORKER;
+	const size_t all = DEPTH * BLOCK;
+	int fd, before;
+
+	if (variant->engine == AIO)
+		return;
+	ASSERT_TRUE(make_lower(LOWER, 0666, all));
+	fd = open(self->path, O_RDONLY | variant->direct);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ((ssize_t)all, pread(fd, back, all, 0));
+	before = threads();
+	fly(_metadata, &self->flight,
+	    (struct op){ fd, false, back, BLOCK, 0, 0 }, DEPTH);
+	ASSERT_EQ(worker, threads() > before);
+	land(_metadata, &self->flight, DEPTH);
+	close(fd);
+}
+
+TEST_HARNESS_MAIN
