@@ -399,22 +399,21 @@ static bool fuse_passthrough_start_write(struct file *lower, int ki_flags)
 
 /*
  * overlayfs of this version loses IOCB_APPEND on its way down: its appends are
- * ordered here, and go to where its file ends.
+ * ordered here, and go to where its file ends.  Not by the inode lock: splice
+ * takes that one below the lock of a pipe, and overlayfs's is above it.
  */
 static ssize_t fuse_passthrough_append_overlay(struct kiocb *iocb,
 					       struct file *lower,
 					       struct iov_iter *from)
 {
-	struct inode *inode = file_inode(iocb->ki_filp);
+	struct fuse_inode *fi = get_fuse_inode(file_inode(iocb->ki_filp));
 	ssize_t ret;
 
-	if (!(iocb->ki_flags & IOCB_NOWAIT))
-		inode_lock(inode);
-	else if (!inode_trylock(inode))
-		return -EAGAIN;
+	/* Of a directory it serializes lookups */
+	mutex_lock_nested(&fi->mutex, SINGLE_DEPTH_NESTING);
 	iocb->ki_pos = i_size_read(file_inode(lower));
 	ret = fuse_passthrough_sync(iocb, lower, from);
-	inode_unlock(inode);
+	mutex_unlock(&fi->mutex);
 
 	return ret;
 }
