@@ -1,6 +1,6 @@
 # The front door.  Everything generated lies in build/.
 
-.PHONY: help run test check series kernel shell watch-test clean
+.PHONY: figures help run test check series kernel shell watch-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -18,6 +18,9 @@ endif
 
 check: build/ready ## the kernel series without running it: git am, checkpatch, sparse, W=1
 	@tools/check
+
+figures: ## write the last results of make run into README and cover letter
+	@tools/figures
 
 series: build/ready ## build/series/linux and build/series/libfuse, for git am
 	@tools/series mail linux
