@@ -595,13 +595,16 @@ int fuse_passthrough_fsync(struct fuse_file *ff, loff_t start, loff_t end,
 /**
  * struct fuse_passthrough_vma - what the areas split from one mapping share
  * @vm_ops: those of the lower file, but for open, close and page_mkwrite
- * @lower_ops: those of the lower file
+ * @lower_ops: those of the file at the bottom
+ * @below: where the lower file is one of FUSE passthrough itself, what it has
+ *	   made of the mapping; else NULL
  * @file: FUSE file, kept open: the server gets its RELEASE after the unmapping
  * @count: number of areas
  */
 struct fuse_passthrough_vma {
 	struct vm_operations_struct vm_ops;
 	const struct vm_operations_struct *lower_ops;
+	struct fuse_passthrough_vma *below;
 	struct file *file;
 	refcount_t count;
 };
@@ -613,14 +616,29 @@ static struct fuse_passthrough_vma *fuse_passthrough_vma(struct vm_area_struct *
 
 /* Stores move the times of the lower file, and not all of them are seen here */
 static void fuse_passthrough_vma_account(struct vm_area_struct *vma,
-					 struct file *file, int n)
+					 struct fuse_passthrough_vma *fpv,
+					 int n)
 {
-	struct inode *inode = file_inode(file);
+	struct inode *inode;
 
 	if (!(vma->vm_flags & VM_SHARED))
 		return;
-	atomic_add(n, &get_fuse_inode(inode)->passthrough_maps);
-	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODIFY);
+	for (; fpv; fpv = fpv->below) {
+		inode = file_inode(fpv->file);
+		atomic_add(n, &get_fuse_inode(inode)->passthrough_maps);
+		fuse_invalidate_attr_mask(inode, FUSE_STATX_MODIFY);
+	}
+}
+
+static void fuse_passthrough_vma_free(struct fuse_passthrough_vma *fpv)
+{
+	struct fuse_passthrough_vma *below;
+
+	for (; fpv; fpv = below) {
+		below = fpv->below;
+		fput(fpv->file);
+		kfree(fpv);
+	}
 }
 
 static void fuse_passthrough_vm_open(struct vm_area_struct *vma)
@@ -628,7 +646,7 @@ static void fuse_passthrough_vm_open(struct vm_area_struct *vma)
 	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vma);
 
 	refcount_inc(&fpv->count);
-	fuse_passthrough_vma_account(vma, fpv->file, 1);
+	fuse_passthrough_vma_account(vma, fpv, 1);
 	if (fpv->lower_ops->open)
 		fpv->lower_ops->open(vma);
 }
@@ -639,20 +657,20 @@ static void fuse_passthrough_vm_close(struct vm_area_struct *vma)
 
 	if (fpv->lower_ops->close)
 		fpv->lower_ops->close(vma);
-	fuse_passthrough_vma_account(vma, fpv->file, -1);
+	fuse_passthrough_vma_account(vma, fpv, -1);
 	vma->vm_ops = fpv->lower_ops;
-	if (refcount_dec_and_test(&fpv->count)) {
-		fput(fpv->file);
-		kfree(fpv);
-	}
+	if (refcount_dec_and_test(&fpv->count))
+		fuse_passthrough_vma_free(fpv);
 }
 
 static vm_fault_t fuse_passthrough_page_mkwrite(struct vm_fault *vmf)
 {
 	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vmf->vma);
+	struct fuse_passthrough_vma *level;
 
 	/* Does something with FUSE_WRITEBACK_CACHE alone */
-	file_update_time(fpv->file);
+	for (level = fpv; level; level = level->below)
+		file_update_time(level->file);
 	return fpv->lower_ops->page_mkwrite(vmf);
 }
 
@@ -700,6 +718,27 @@ static int fuse_passthrough_mmap_lower(struct fuse_backing *backing,
 	return err;
 }
 
+static void fuse_passthrough_vma_install(struct fuse_passthrough_vma *fpv,
+					 struct vm_area_struct *vma)
+{
+	static const struct vm_operations_struct no_ops = {};
+
+	fpv->below = NULL;
+	fpv->lower_ops = vma->vm_ops ?: &no_ops;
+	if (fpv->lower_ops->open == fuse_passthrough_vm_open) {
+		fpv->below = fuse_passthrough_vma(vma);
+		fpv->lower_ops = fpv->below->lower_ops;
+	}
+
+	fpv->vm_ops = *fpv->lower_ops;
+	fpv->vm_ops.open = fuse_passthrough_vm_open;
+	fpv->vm_ops.close = fuse_passthrough_vm_close;
+	if (fpv->lower_ops->page_mkwrite)
+		fpv->vm_ops.page_mkwrite = fuse_passthrough_page_mkwrite;
+	refcount_set(&fpv->count, 1);
+	vma->vm_ops = &fpv->vm_ops;
+}
+
 /**
  * fuse_passthrough_mmap - map the pages of the lower file
  * @file: FUSE file that has a lower one
@@ -711,11 +750,11 @@ static int fuse_passthrough_mmap_lower(struct fuse_backing *backing,
 int fuse_passthrough_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct fuse_backing *backing = fuse_passthrough_backing(file);
-	static const struct vm_operations_struct no_ops = {};
+	struct inode *inode = file_inode(file);
 	struct fuse_passthrough_vma *fpv;
 	int err;
 
-	if (fuse_is_bad(file_inode(file)))
+	if (fuse_is_bad(inode))
 		return -EIO;
 	err = fuse_passthrough_may_mmap(backing->file, vma);
 	if (err)
@@ -733,16 +772,11 @@ int fuse_passthrough_mmap(struct file *file, struct vm_area_struct *vma)
 		return err;
 	}
 
-	fpv->lower_ops = vma->vm_ops ?: &no_ops;
-	fpv->vm_ops = *fpv->lower_ops;
-	fpv->vm_ops.open = fuse_passthrough_vm_open;
-	fpv->vm_ops.close = fuse_passthrough_vm_close;
-	if (fpv->lower_ops->page_mkwrite)
-		fpv->vm_ops.page_mkwrite = fuse_passthrough_page_mkwrite;
-	refcount_set(&fpv->count, 1);
-	vma->vm_ops = &fpv->vm_ops;
-	fuse_passthrough_vma_account(vma, file, 1);
-	fuse_invalidate_atime(file_inode(file));
+	fuse_passthrough_vma_install(fpv, vma);
+	/* The level below has counted itself */
+	if (vma->vm_flags & VM_SHARED)
+		atomic_inc(&get_fuse_inode(inode)->passthrough_maps);
+	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODIFY | STATX_ATIME);
 
 	return 0;
 }
