@@ -21,6 +21,7 @@
 #include <linux/idr.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/workqueue.h>
 
 /* Is @file something that may stand below a file of this connection? */
 static int fuse_backing_check(struct fuse_conn *fc, struct file *file)
@@ -323,6 +324,20 @@ void fuse_backing_free_ids(struct fuse_conn *fc)
 	spin_unlock(&fc->lock);
 }
 
+/**
+ * fuse_backing_free_conn - free what fuse_passthrough_negotiate() allocated
+ * @fc: connection that nobody uses any more
+ *
+ * Each connection has a queue of its own: its work may wait for its server.
+ *
+ * Context: Process context, may sleep.
+ */
+void fuse_backing_free_conn(struct fuse_conn *fc)
+{
+	if (fc->passthrough_wq)
+		destroy_workqueue(fc->passthrough_wq);
+}
+
 /* An id may be closed while it is used */
 static int fuse_backing_find_id(struct fuse_conn *fc, int id, struct path *path,
 				const struct cred **cred)
@@ -404,7 +419,7 @@ static void fuse_passthrough_set_lock_class(struct super_block *sb)
  * @fm: mount that is being initialised
  * @max_stack_depth: of the server's answer, 0 means 1
  *
- * A depth that the VFS does not allow refuses the capability.  The depth
+ * A depth that the VFS does not allow, or no memory, refuses the capability.  The depth
  * becomes the one of the mount's superblock: lower files are of a smaller one,
  * so that no chain of lower files ends where it began.
  */
@@ -415,6 +430,12 @@ void fuse_passthrough_negotiate(struct fuse_mount *fm, u32 max_stack_depth)
 	if (!max_stack_depth)
 		max_stack_depth = 1;
 	if (max_stack_depth > FILESYSTEM_MAX_STACK_DEPTH)
+		return;
+
+	/* Writeback of a loop device may wait for it */
+	fc->passthrough_wq = alloc_workqueue("fuse_passthrough",
+					     WQ_MEM_RECLAIM, 0);
+	if (!fc->passthrough_wq)
 		return;
 
 	fc->max_stack_depth = max_stack_depth;

@@ -16,6 +16,7 @@
 #include <linux/magic.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/workqueue.h>
@@ -40,7 +41,6 @@ struct fuse_passthrough_aio {
 };
 
 static struct kmem_cache *fuse_passthrough_aio_cachep;
-static struct workqueue_struct *fuse_passthrough_wq;
 
 static struct fuse_backing *fuse_passthrough_backing(struct file *file)
 {
@@ -143,9 +143,12 @@ static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
 	inode_unlock_shared(inode);
 }
 
-/* Pages, size and times of the FUSE inode after a write that ended at @end */
-static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
-				   loff_t end, ssize_t written)
+/*
+ * Times of the FUSE inode after a write that ended at @end, if that is all:
+ * false where pages or the size need what may wait for the server.
+ */
+static bool fuse_passthrough_wrote_in_place(struct inode *inode, loff_t end,
+					    ssize_t written)
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
@@ -153,21 +156,33 @@ static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
 	bool moves;
 
 	if (written > 0 && unlikely(inode->i_mapping->nrpages))
-		invalidate_inode_pages2_range(inode->i_mapping,
-					      (end - written) >> PAGE_SHIFT,
-					      (end - 1) >> PAGE_SHIFT);
+		return false;
 
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
 	moves = written > 0 && fuse_passthrough_moves_size(inode, end);
 	spin_unlock(&fi->lock);
-	if (moves)
-		fuse_passthrough_move_size(inode, lower, end);
 
 	/* Setuid and setgid may have gone */
 	if (unlikely(inode->i_mode & (S_ISUID | S_ISGID)))
 		mask |= STATX_MODE;
 	fuse_invalidate_attr_mask(inode, mask);
+
+	return !moves;
+}
+
+/* Pages, size and times of the FUSE inode after a write that ended at @end */
+static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
+				   loff_t end, ssize_t written)
+{
+	if (fuse_passthrough_wrote_in_place(inode, end, written))
+		return;
+
+	invalidate_inode_pages2_range(inode->i_mapping,
+				      (end - written) >> PAGE_SHIFT,
+				      (end - 1) >> PAGE_SHIFT);
+	fuse_passthrough_move_size(inode, lower, end);
+	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE | STATX_MODE);
 }
 
 static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio)
@@ -178,28 +193,25 @@ static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio)
 	}
 }
 
-/* The caller's kiocb may be gone as soon as its ki_complete was called */
 static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
 				     long res)
 {
 	struct kiocb *iocb = &aio->iocb;
 	struct inode *inode = file_inode(aio->orig->ki_filp);
 
-	if (aio->write) {
-		kiocb_end_write(iocb);
+	if (aio->write)
 		fuse_passthrough_wrote(inode, iocb->ki_filp, iocb->ki_pos, res);
-	} else {
+	else
 		fuse_invalidate_atime(inode);
-	}
-	aio->orig->ki_pos = iocb->ki_pos;
 }
 
+/* The caller's kiocb may be gone as soon as its ki_complete was called */
 static void fuse_passthrough_aio_done(struct fuse_passthrough_aio *aio,
 				      long res)
 {
 	struct kiocb *orig = aio->orig;
 
-	fuse_passthrough_aio_end(aio, res);
+	orig->ki_pos = aio->iocb.ki_pos;
 	fuse_passthrough_aio_put(aio);
 	orig->ki_complete(orig, res);
 }
@@ -209,35 +221,36 @@ static void fuse_passthrough_aio_work(struct work_struct *work)
 	struct fuse_passthrough_aio *aio =
 		container_of(work, struct fuse_passthrough_aio, work);
 
+	fuse_passthrough_aio_end(aio, aio->res);
 	fuse_passthrough_aio_done(aio, aio->res);
 }
 
 /*
- * The end of a write takes fi->lock, which is not safe against interrupts, and
- * may have to wait for the server, when there are FUSE pages or the size moves.
+ * Any context.  The end of a write takes fi->lock, which is not safe against
+ * interrupts, and what may wait for the server is not done for the lower file
+ * system's own worker.
  */
-static bool fuse_passthrough_aio_needs_work(struct fuse_passthrough_aio *aio)
-{
-	struct inode *inode = file_inode(aio->orig->ki_filp);
-
-	return aio->write &&
-	       (!in_task() || irqs_disabled() || inode->i_mapping->nrpages ||
-		fuse_passthrough_moves_size(inode, aio->iocb.ki_pos));
-}
-
-/* Any context */
 static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 {
 	struct fuse_passthrough_aio *aio =
 		container_of(iocb, struct fuse_passthrough_aio, iocb);
+	struct inode *inode = file_inode(aio->orig->ki_filp);
 
-	if (fuse_passthrough_aio_needs_work(aio)) {
-		aio->res = res;
-		INIT_WORK(&aio->work, fuse_passthrough_aio_work);
-		queue_work(fuse_passthrough_wq, &aio->work);
-	} else {
+	if (!aio->write) {
+		fuse_passthrough_aio_end(aio, res);
 		fuse_passthrough_aio_done(aio, res);
+		return;
 	}
+
+	kiocb_end_write(iocb);
+	if (in_task() && !irqs_disabled() &&
+	    fuse_passthrough_wrote_in_place(inode, iocb->ki_pos, res)) {
+		fuse_passthrough_aio_done(aio, res);
+		return;
+	}
+	aio->res = res;
+	INIT_WORK(&aio->work, fuse_passthrough_aio_work);
+	queue_work(get_fuse_conn(inode)->passthrough_wq, &aio->work);
 }
 
 static ssize_t fuse_passthrough_submit(struct kiocb *iocb,
@@ -274,7 +287,10 @@ static ssize_t fuse_passthrough_async(struct kiocb *iocb, struct file *lower,
 
 	ret = fuse_passthrough_submit(&aio->iocb, iter);
 	if (ret != -EIOCBQUEUED) {
+		if (aio->write)
+			kiocb_end_write(&aio->iocb);
 		fuse_passthrough_aio_end(aio, ret);
+		iocb->ki_pos = aio->iocb.ki_pos;
 		fuse_passthrough_aio_put(aio);
 	}
 	fuse_passthrough_aio_put(aio);
@@ -295,6 +311,10 @@ static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
 	ssize_t ret;
 
 	do {
+		if (fatal_signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
 		left = iov_iter_count(iter);
 		if (iov_iter_rw(iter) == WRITE)
 			missing = fault_in_iov_iter_readable(iter, left);
@@ -306,8 +326,11 @@ static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
 		ret = fuse_passthrough_submit(iocb, iter);
 		iter->nofault = false;
 		pagefault_enable();
+		/* iomap may have moved the iterator, and not ki_pos */
 		if (ret > 0)
 			done += ret;
+		else
+			iov_iter_revert(iter, left - iov_iter_count(iter));
 	} while ((ret > 0 || (ret == -EFAULT && missing < left)) &&
 		 iov_iter_count(iter));
 
@@ -599,6 +622,8 @@ int fuse_passthrough_fsync(struct fuse_file *ff, loff_t start, loff_t end,
  * @below: where the lower file is one of FUSE passthrough itself, what it has
  *	   made of the mapping; else NULL
  * @file: FUSE file, kept open: the server gets its RELEASE after the unmapping
+ * @writable: lower mapping, against a seal that comes before the area is linked
+ *	      there; else NULL
  * @count: number of areas
  */
 struct fuse_passthrough_vma {
@@ -606,6 +631,7 @@ struct fuse_passthrough_vma {
 	const struct vm_operations_struct *lower_ops;
 	struct fuse_passthrough_vma *below;
 	struct file *file;
+	struct address_space *writable;
 	refcount_t count;
 };
 
@@ -636,6 +662,8 @@ static void fuse_passthrough_vma_free(struct fuse_passthrough_vma *fpv)
 
 	for (; fpv; fpv = below) {
 		below = fpv->below;
+		if (fpv->writable)
+			mapping_unmap_writable(fpv->writable);
 		fput(fpv->file);
 		kfree(fpv);
 	}
@@ -691,7 +719,8 @@ static int fuse_passthrough_may_mmap(struct file *lower,
 	return 0;
 }
 
-static int fuse_passthrough_mmap_lower(struct fuse_backing *backing,
+static int fuse_passthrough_mmap_lower(struct fuse_passthrough_vma *fpv,
+				       struct fuse_backing *backing,
 				       struct vm_area_struct *vma)
 {
 	struct address_space *mapping = backing->file->f_mapping;
@@ -700,12 +729,13 @@ static int fuse_passthrough_mmap_lower(struct fuse_backing *backing,
 	const struct cred *old_cred;
 	int err;
 
-	/* Refused for a sealed memfd */
-	if (writable && mapping_map_writable(mapping)) {
+	if (writable && !mapping_map_writable(mapping)) {
+		fpv->writable = mapping;
+	} else if (writable) {
+		/* A sealed memfd */
 		if (vma->vm_flags & VM_WRITE)
 			return -EPERM;
 		vma->vm_flags &= ~VM_MAYWRITE;
-		writable = false;
 	}
 
 	vma_set_file(vma, backing->file);
@@ -713,8 +743,6 @@ static int fuse_passthrough_mmap_lower(struct fuse_backing *backing,
 	err = call_mmap(backing->file, vma);
 	revert_creds(old_cred);
 
-	if (writable)
-		mapping_unmap_writable(mapping);
 	return err;
 }
 
@@ -723,7 +751,6 @@ static void fuse_passthrough_vma_install(struct fuse_passthrough_vma *fpv,
 {
 	static const struct vm_operations_struct no_ops = {};
 
-	fpv->below = NULL;
 	fpv->lower_ops = vma->vm_ops ?: &no_ops;
 	if (fpv->lower_ops->open == fuse_passthrough_vm_open) {
 		fpv->below = fuse_passthrough_vma(vma);
@@ -737,6 +764,16 @@ static void fuse_passthrough_vma_install(struct fuse_passthrough_vma *fpv,
 		fpv->vm_ops.page_mkwrite = fuse_passthrough_page_mkwrite;
 	refcount_set(&fpv->count, 1);
 	vma->vm_ops = &fpv->vm_ops;
+
+	/*
+	 * The server may have mapped the same struct file.  The VM would merge
+	 * the areas and forget ours without ->close, so let the flags differ:
+	 * only DAX knows what VM_SYNC means, and sets it.
+	 */
+	if (IS_DAX(file_inode(vma->vm_file)))
+		vma->vm_flags |= VM_DONTEXPAND;
+	else
+		vma->vm_flags |= VM_SYNC;
 }
 
 /**
@@ -760,15 +797,14 @@ int fuse_passthrough_mmap(struct file *file, struct vm_area_struct *vma)
 	if (err)
 		return err;
 
-	fpv = kmalloc(sizeof(*fpv), GFP_KERNEL_ACCOUNT);
+	fpv = kzalloc(sizeof(*fpv), GFP_KERNEL_ACCOUNT);
 	if (!fpv)
 		return -ENOMEM;
 
 	fpv->file = get_file(file);
-	err = fuse_passthrough_mmap_lower(backing, vma);
+	err = fuse_passthrough_mmap_lower(fpv, backing, vma);
 	if (err) {
-		fput(fpv->file);
-		kfree(fpv);
+		fuse_passthrough_vma_free(fpv);
 		return err;
 	}
 
@@ -830,17 +866,7 @@ void fuse_passthrough_finish_open(struct file *file)
 int __init fuse_passthrough_init(void)
 {
 	fuse_passthrough_aio_cachep = KMEM_CACHE(fuse_passthrough_aio, 0);
-	if (!fuse_passthrough_aio_cachep)
-		return -ENOMEM;
-
-	/* Writeback of a loop device may wait for it */
-	fuse_passthrough_wq = alloc_workqueue("fuse_passthrough",
-					      WQ_MEM_RECLAIM, 0);
-	if (!fuse_passthrough_wq) {
-		kmem_cache_destroy(fuse_passthrough_aio_cachep);
-		return -ENOMEM;
-	}
-	return 0;
+	return fuse_passthrough_aio_cachep ? 0 : -ENOMEM;
 }
 
 /**
@@ -848,6 +874,5 @@ int __init fuse_passthrough_init(void)
  */
 void fuse_passthrough_cleanup(void)
 {
-	destroy_workqueue(fuse_passthrough_wq);
 	kmem_cache_destroy(fuse_passthrough_aio_cachep);
 }
