@@ -50,6 +50,29 @@ static struct fuse_backing *fuse_passthrough_backing(struct file *file)
 }
 
 /*
+ * FUSE writes copies of pages back, and may drop a page before its copy is
+ * there.
+ */
+static bool fuse_passthrough_in_writeback(struct inode *inode)
+{
+	/* The copy was linked before its page was clean and could be dropped */
+	smp_rmb();
+	return !RB_EMPTY_ROOT(&get_fuse_inode(inode)->writepages);
+}
+
+static int fuse_passthrough_flush_range(struct inode *inode, loff_t start,
+					loff_t end)
+{
+	int err = filemap_write_and_wait_range(inode->i_mapping, start, end);
+
+	fuse_wait_on_range_writeback(inode, start >> PAGE_SHIFT,
+				     end >> PAGE_SHIFT);
+
+	/* Without a server the dirty pages are lost, the lower file is not */
+	return READ_ONCE(get_fuse_conn(inode)->connected) ? err : 0;
+}
+
+/*
  * Other opens of the inode may use the page cache.  What they have written
  * must be on the lower file before it is read or written here.  Beyond the end
  * of the lower file any dirty page decides what there is to read, and where an
@@ -58,25 +81,16 @@ static struct fuse_backing *fuse_passthrough_backing(struct file *file)
 static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
 				  loff_t pos, size_t count, int ki_flags)
 {
-	struct address_space *mapping = inode->i_mapping;
 	loff_t end = pos + count - 1;
-	int err;
 
-	if (likely(!mapping->nrpages && !mapping_mapped(mapping)) || !count)
+	if (likely(!inode->i_mapping->nrpages &&
+		   !fuse_passthrough_in_writeback(inode)) || !count)
 		return 0;
 	if (ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
-
-	if (ki_flags & IOCB_APPEND || end >= i_size_read(file_inode(lower))) {
-		pos = 0;
-		end = LLONG_MAX;
-	}
-	err = filemap_write_and_wait_range(mapping, pos, end);
-	fuse_wait_on_range_writeback(inode, pos >> PAGE_SHIFT,
-				     end >> PAGE_SHIFT);
-
-	/* Without a server the dirty pages are lost, the lower file is not */
-	return READ_ONCE(get_fuse_conn(inode)->connected) ? err : 0;
+	if (ki_flags & IOCB_APPEND || end >= i_size_read(file_inode(lower)))
+		return fuse_passthrough_flush_range(inode, 0, LLONG_MAX);
+	return fuse_passthrough_flush_range(inode, pos, end);
 }
 
 /* What every read and write asks first, before any lock and any credentials */
@@ -110,6 +124,19 @@ static void fuse_passthrough_clone_iocb(struct kiocb *lower_iocb,
 				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
 }
 
+/* Mostly these are invalid already: spare the atomic operation */
+static void fuse_passthrough_invalidate(struct inode *inode, u32 mask)
+{
+	if (mask & ~READ_ONCE(get_fuse_inode(inode)->inval_mask))
+		fuse_invalidate_attr_mask(inode, mask);
+}
+
+static void fuse_passthrough_accessed(struct inode *inode)
+{
+	if (!IS_RDONLY(inode))
+		fuse_passthrough_invalidate(inode, STATX_ATIME);
+}
+
 /*
  * Does a write to @end concern the size?  While FUSE_I_SIZE_UNSTABLE is set the
  * answer of a truncation is on its way, with a size from before the write.
@@ -133,14 +160,13 @@ static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	loff_t size;
 
-	inode_lock_shared(inode);
+	lockdep_assert_held(&inode->i_rwsem);
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
 	size = min(end, i_size_read(file_inode(lower)));
 	if (size > inode->i_size)
 		i_size_write(inode, size);
 	spin_unlock(&fi->lock);
-	inode_unlock_shared(inode);
 }
 
 /*
@@ -166,22 +192,29 @@ static bool fuse_passthrough_wrote_in_place(struct inode *inode, loff_t end,
 	/* Setuid and setgid may have gone */
 	if (unlikely(inode->i_mode & (S_ISUID | S_ISGID)))
 		mask |= STATX_MODE;
-	fuse_invalidate_attr_mask(inode, mask);
+	fuse_passthrough_invalidate(inode, mask);
 
 	return !moves;
 }
 
-/* Pages, size and times of the FUSE inode after a write that ended at @end */
+/*
+ * Pages, size and times of the FUSE inode after a write that ended at @end;
+ * @locked if the inode lock is held.
+ */
 static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
-				   loff_t end, ssize_t written)
+				   loff_t end, ssize_t written, bool locked)
 {
 	if (fuse_passthrough_wrote_in_place(inode, end, written))
 		return;
 
+	if (!locked)
+		inode_lock_shared(inode);
 	invalidate_inode_pages2_range(inode->i_mapping,
 				      (end - written) >> PAGE_SHIFT,
 				      (end - 1) >> PAGE_SHIFT);
 	fuse_passthrough_move_size(inode, lower, end);
+	if (!locked)
+		inode_unlock_shared(inode);
 	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE | STATX_MODE);
 }
 
@@ -200,9 +233,10 @@ static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
 	struct inode *inode = file_inode(aio->orig->ki_filp);
 
 	if (aio->write)
-		fuse_passthrough_wrote(inode, iocb->ki_filp, iocb->ki_pos, res);
+		fuse_passthrough_wrote(inode, iocb->ki_filp, iocb->ki_pos, res,
+				       false);
 	else
-		fuse_invalidate_atime(inode);
+		fuse_passthrough_accessed(inode);
 }
 
 /* The caller's kiocb may be gone as soon as its ki_complete was called */
@@ -289,7 +323,6 @@ static ssize_t fuse_passthrough_async(struct kiocb *iocb, struct file *lower,
 	if (ret != -EIOCBQUEUED) {
 		if (aio->write)
 			kiocb_end_write(&aio->iocb);
-		fuse_passthrough_aio_end(aio, ret);
 		iocb->ki_pos = aio->iocb.ki_pos;
 		fuse_passthrough_aio_put(aio);
 	}
@@ -298,50 +331,84 @@ static ssize_t fuse_passthrough_async(struct kiocb *iocb, struct file *lower,
 }
 
 /*
- * The inode is mapped through its page cache, and the buffer may be such a
- * mapping.  A fault on it asks the server, and that must not happen below the
- * locks of the lower file, which the server needs to answer: fault in between
- * attempts that don't.
+ * Was it a page that is not there which stopped a request?  If it was a limit,
+ * one more try would send SIGXFSZ.  Who may not wait gets what there is.
  */
+static bool fuse_passthrough_met_fault(struct kiocb *iocb,
+				       struct iov_iter *iter, ssize_t ret)
+{
+	size_t missing;
+
+	if (ret <= 0)
+		return ret == -EFAULT;
+	if (!iov_iter_count(iter) ||
+	    iocb->ki_flags & (IOCB_NOWAIT | IOCB_WAITQ))
+		return false;
+	if (iov_iter_rw(iter) == READ)
+		return iocb->ki_pos < i_size_read(file_inode(iocb->ki_filp));
+
+	pagefault_disable();
+	missing = fault_in_iov_iter_readable(iter, 1);
+	pagefault_enable();
+	return missing;
+}
+
+/* Were any pages made accessible? */
+static bool fuse_passthrough_fault_in(struct iov_iter *iter)
+{
+	size_t left = iov_iter_count(iter);
+
+	if (fatal_signal_pending(current))
+		return false;
+	if (iov_iter_rw(iter) == READ)
+		return fault_in_iov_iter_writeable(iter, left) < left;
+	return fault_in_iov_iter_readable(iter, left) < left;
+}
+
 static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
 					       struct iov_iter *iter)
 {
-	ssize_t done = 0;
-	size_t left, missing;
+	size_t left = iov_iter_count(iter);
 	ssize_t ret;
 
-	do {
-		if (fatal_signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
-		left = iov_iter_count(iter);
-		if (iov_iter_rw(iter) == WRITE)
-			missing = fault_in_iov_iter_readable(iter, left);
-		else
-			missing = fault_in_iov_iter_writeable(iter, left);
+	pagefault_disable();
+	iter->nofault = true;
+	ret = fuse_passthrough_submit(iocb, iter);
+	iter->nofault = false;
+	pagefault_enable();
+	/* iomap may have moved the iterator, and not ki_pos */
+	if (unlikely(ret < 0))
+		iov_iter_revert(iter, left - iov_iter_count(iter));
 
-		pagefault_disable();
-		iter->nofault = true;
-		ret = fuse_passthrough_submit(iocb, iter);
-		iter->nofault = false;
-		pagefault_enable();
-		/* iomap may have moved the iterator, and not ki_pos */
-		if (ret > 0)
-			done += ret;
-		else
-			iov_iter_revert(iter, left - iov_iter_count(iter));
-	} while ((ret > 0 || (ret == -EFAULT && missing < left)) &&
-		 iov_iter_count(iter));
-
-	return done ?: ret;
+	return ret;
 }
 
-static bool fuse_passthrough_may_recurse(struct kiocb *iocb,
-					 struct iov_iter *iter)
+/*
+ * The buffer may be a mapping of the same file, or of another FUSE file.  A
+ * fault on it asks a server, and that must not happen below the locks of the
+ * lower file, which the server may need to answer: fault in between attempts.
+ */
+static ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
+					    struct iov_iter *iter)
 {
-	return unlikely(mapping_mapped(iocb->ki_filp->f_mapping)) &&
-	       user_backed_iter(iter);
+	ssize_t ret, done;
+
+	/* The rest of an append would go behind what others append */
+	if (iocb->ki_flags & IOCB_APPEND)
+		fault_in_iov_iter_readable(iter, iov_iter_count(iter));
+
+	done = fuse_passthrough_submit_nofault(iocb, iter);
+	ret = done;
+	while (fuse_passthrough_met_fault(iocb, iter, ret) &&
+	       fuse_passthrough_fault_in(iter)) {
+		ret = fuse_passthrough_submit_nofault(iocb, iter);
+		if (ret > 0)
+			done = max_t(ssize_t, done, 0) + ret;
+		else if (done < 0)
+			done = ret;
+	}
+
+	return done;
 }
 
 static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
@@ -353,8 +420,8 @@ static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
 	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower);
 	/* With IOCB_WAITQ, -EIOCBQUEUED is an answer for the caller */
 	lower_iocb.ki_waitq = iocb->ki_waitq;
-	if (fuse_passthrough_may_recurse(iocb, iter))
-		ret = fuse_passthrough_submit_nofault(&lower_iocb, iter);
+	if (user_backed_iter(iter))
+		ret = fuse_passthrough_submit_user(&lower_iocb, iter);
 	else
 		ret = fuse_passthrough_submit(&lower_iocb, iter);
 	iocb->ki_pos = lower_iocb.ki_pos;
@@ -362,12 +429,16 @@ static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
 	return ret;
 }
 
-/* Buffered requests are finished when the lower file system returns */
+/*
+ * Buffered requests are finished when the lower file system returns.  One
+ * whose buffer may be a cached mapping of the inode has to be tried again.
+ */
 static bool fuse_passthrough_is_async(struct kiocb *iocb,
 				      struct iov_iter *iter)
 {
 	return iocb->ki_flags & IOCB_DIRECT && !is_sync_kiocb(iocb) &&
-	       !fuse_passthrough_may_recurse(iocb, iter);
+	       !(mapping_mapped(iocb->ki_filp->f_mapping) &&
+		 user_backed_iter(iter));
 }
 
 /**
@@ -390,13 +461,13 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 		return ret;
 
 	old_cred = override_creds(backing->cred);
-	if (fuse_passthrough_is_async(iocb, to)) {
+	if (fuse_passthrough_is_async(iocb, to))
 		ret = fuse_passthrough_async(iocb, backing->file, to);
-	} else {
+	else
 		ret = fuse_passthrough_sync(iocb, backing->file, to);
-		fuse_invalidate_atime(inode);
-	}
 	revert_creds(old_cred);
+	if (ret != -EIOCBQUEUED)
+		fuse_passthrough_accessed(inode);
 
 	return ret;
 }
@@ -445,7 +516,6 @@ static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
 					   struct file *lower,
 					   struct iov_iter *from)
 {
-	struct inode *inode = file_inode(iocb->ki_filp);
 	ssize_t ret;
 
 	if (unlikely(iocb->ki_flags & IOCB_APPEND &&
@@ -454,9 +524,60 @@ static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
 	else
 		ret = fuse_passthrough_sync(iocb, lower, from);
 	file_end_write(lower);
-	fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret);
 
 	return ret;
+}
+
+/*
+ * With FUSE_WRITEBACK_CACHE whole pages are written back, with what else is in
+ * them.  So cached writers, who hold the lock exclusively, must not get between
+ * the flush, the write and the invalidation.
+ */
+static bool fuse_passthrough_needs_lock(struct inode *inode)
+{
+	return unlikely(get_fuse_conn(inode)->writeback_cache);
+}
+
+static int fuse_passthrough_lock(struct inode *inode, int ki_flags)
+{
+	if (!fuse_passthrough_needs_lock(inode))
+		return 0;
+	/* The lower file may be one of FUSE passthrough, with a lock of its own */
+	if (!(ki_flags & IOCB_NOWAIT))
+		inode_lock_shared_nested(inode, inode->i_sb->s_stack_depth - 1);
+	else if (!inode_trylock_shared(inode))
+		return -EAGAIN;
+	return 0;
+}
+
+static void fuse_passthrough_unlock(struct inode *inode)
+{
+	if (fuse_passthrough_needs_lock(inode))
+		inode_unlock_shared(inode);
+}
+
+/* Takes the freeze protection of the lower file */
+static int fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
+					size_t count)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	int err;
+
+	err = fuse_passthrough_begin(iocb, lower, count);
+	if (err)
+		return err;
+	/* The size is moved under a lock that may have to be waited for */
+	if (iocb->ki_flags & IOCB_NOWAIT &&
+	    (iocb->ki_flags & IOCB_APPEND ||
+	     fuse_passthrough_moves_size(inode, iocb->ki_pos + count)))
+		return -EAGAIN;
+	/* Without FUSE_WRITEBACK_CACHE the server keeps the times */
+	if (get_fuse_conn(inode)->writeback_cache) {
+		err = file_update_time(iocb->ki_filp);
+		if (err)
+			return err;
+	}
+	return fuse_passthrough_start_write(lower, iocb->ki_flags) ? 0 : -EAGAIN;
 }
 
 /**
@@ -478,23 +599,12 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	const struct cred *old_cred;
 	ssize_t ret;
 
-	ret = fuse_passthrough_begin(iocb, lower, iov_iter_count(from));
+	ret = fuse_passthrough_lock(inode, iocb->ki_flags);
 	if (ret)
 		return ret;
-	/* The size is moved under a lock that may have to be waited for */
-	if (iocb->ki_flags & IOCB_NOWAIT &&
-	    (iocb->ki_flags & IOCB_APPEND ||
-	     fuse_passthrough_moves_size(inode, iocb->ki_pos +
-						iov_iter_count(from))))
-		return -EAGAIN;
-	/* Without FUSE_WRITEBACK_CACHE the server keeps the times */
-	if (get_fuse_conn(inode)->writeback_cache) {
-		ret = file_update_time(iocb->ki_filp);
-		if (ret)
-			return ret;
-	}
-	if (!fuse_passthrough_start_write(lower, iocb->ki_flags))
-		return -EAGAIN;
+	ret = fuse_passthrough_begin_write(iocb, lower, iov_iter_count(from));
+	if (ret)
+		goto out_unlock;
 
 	old_cred = override_creds(fuse_passthrough_write_cred(backing));
 	if (fuse_passthrough_is_async(iocb, from))
@@ -502,7 +612,11 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	else
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
 	revert_creds(old_cred);
-
+	if (ret != -EIOCBQUEUED)
+		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret,
+				       fuse_passthrough_needs_lock(inode));
+out_unlock:
+	fuse_passthrough_unlock(inode);
 	return ret;
 }
 
@@ -564,7 +678,7 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 	file_end_write(lower);
 	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
 	revert_creds(old_cred);
-	fuse_passthrough_wrote(inode, lower, *ppos, ret);
+	fuse_passthrough_wrote(inode, lower, *ppos, ret, false);
 
 	return ret;
 }
@@ -617,7 +731,7 @@ int fuse_passthrough_fsync(struct fuse_file *ff, loff_t start, loff_t end,
 
 /**
  * struct fuse_passthrough_vma - what the areas split from one mapping share
- * @vm_ops: those of the lower file, but for open, close and page_mkwrite
+ * @vm_ops: those of the lower file, but for open, close and the faults
  * @lower_ops: those of the file at the bottom
  * @below: where the lower file is one of FUSE passthrough itself, what it has
  *	   made of the mapping; else NULL
@@ -640,20 +754,47 @@ static struct fuse_passthrough_vma *fuse_passthrough_vma(struct vm_area_struct *
 	return container_of(vma->vm_ops, struct fuse_passthrough_vma, vm_ops);
 }
 
-/* Stores move the times of the lower file, and not all of them are seen here */
+/*
+ * Stores move the times and the data of the lower file, and not all of them are
+ * seen here.
+ */
 static void fuse_passthrough_vma_account(struct vm_area_struct *vma,
 					 struct fuse_passthrough_vma *fpv,
 					 int n)
 {
-	struct inode *inode;
+	struct fuse_inode *fi;
 
-	if (!(vma->vm_flags & VM_SHARED))
-		return;
 	for (; fpv; fpv = fpv->below) {
-		inode = file_inode(fpv->file);
-		atomic_add(n, &get_fuse_inode(inode)->passthrough_maps);
-		fuse_invalidate_attr_mask(inode, FUSE_STATX_MODIFY);
+		fi = get_fuse_inode(file_inode(fpv->file));
+		atomic_add(n, &fi->passthrough_maps);
+		set_bit(FUSE_I_PASSTHROUGH_MAPPED, &fi->state);
+		if (!(vma->vm_flags & VM_SHARED))
+			continue;
+		atomic_add(n, &fi->passthrough_stores);
+		fuse_invalidate_attr_mask(&fi->inode, FUSE_STATX_MODIFY);
 	}
+}
+
+/**
+ * fuse_passthrough_drop_pages - before a cached read, after stores to the
+ *				 lower file
+ * @inode: inode that has, or had, passthrough mappings
+ *
+ * Nothing tells of a single store, so all pages go.  There are no dirty ones:
+ * while such mappings exist, cached writes go through to the server.
+ *
+ * Context: Process context, no locks held.
+ */
+void fuse_passthrough_drop_pages(struct inode *inode)
+{
+	struct fuse_inode *fi = get_fuse_inode(inode);
+
+	clear_bit(FUSE_I_PASSTHROUGH_MAPPED, &fi->state);
+	/* Pairs with fuse_passthrough_vma_account() */
+	smp_mb__after_atomic();
+	if (atomic_read(&fi->passthrough_maps))
+		set_bit(FUSE_I_PASSTHROUGH_MAPPED, &fi->state);
+	invalidate_inode_pages2(inode->i_mapping);
 }
 
 static void fuse_passthrough_vma_free(struct fuse_passthrough_vma *fpv)
@@ -689,6 +830,55 @@ static void fuse_passthrough_vm_close(struct vm_area_struct *vma)
 	vma->vm_ops = fpv->lower_ops;
 	if (refcount_dec_and_test(&fpv->count))
 		fuse_passthrough_vma_free(fpv);
+}
+
+/* Is there data that was written before the mapping, and not to the lower file? */
+static struct file *fuse_passthrough_vma_dirty(struct fuse_passthrough_vma *fpv)
+{
+	struct address_space *mapping;
+
+	for (; fpv; fpv = fpv->below) {
+		mapping = fpv->file->f_mapping;
+		if (mapping_tagged(mapping, PAGECACHE_TAG_DIRTY) ||
+		    fuse_passthrough_in_writeback(mapping->host))
+			return fpv->file;
+	}
+	return NULL;
+}
+
+/*
+ * The server may need the mmap_lock of the task that faults, which could be
+ * its own: let go of it for the flush.
+ */
+static vm_fault_t fuse_passthrough_fault(struct vm_fault *vmf)
+{
+	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vmf->vma);
+	struct file *file = fuse_passthrough_vma_dirty(fpv);
+	bool unlock = fault_flag_allow_retry_first(vmf->flags);
+
+	if (likely(!file))
+		return fpv->lower_ops->fault(vmf);
+	if (unlock && vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
+		return VM_FAULT_RETRY;
+
+	get_file(file);
+	if (unlock)
+		mmap_read_unlock(vmf->vma->vm_mm);
+	fuse_passthrough_flush_range(file_inode(file), 0, LLONG_MAX);
+	fput(file);
+
+	return unlock ? VM_FAULT_RETRY : fpv->lower_ops->fault(vmf);
+}
+
+static vm_fault_t fuse_passthrough_map_pages(struct vm_fault *vmf,
+					     pgoff_t start, pgoff_t end)
+{
+	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vmf->vma);
+
+	/* Without pages mapped, it is up to the fault */
+	if (unlikely(fuse_passthrough_vma_dirty(fpv)))
+		return 0;
+	return fpv->lower_ops->map_pages(vmf, start, end);
 }
 
 static vm_fault_t fuse_passthrough_page_mkwrite(struct vm_fault *vmf)
@@ -760,6 +950,10 @@ static void fuse_passthrough_vma_install(struct fuse_passthrough_vma *fpv,
 	fpv->vm_ops = *fpv->lower_ops;
 	fpv->vm_ops.open = fuse_passthrough_vm_open;
 	fpv->vm_ops.close = fuse_passthrough_vm_close;
+	if (fpv->lower_ops->fault)
+		fpv->vm_ops.fault = fuse_passthrough_fault;
+	if (fpv->lower_ops->map_pages)
+		fpv->vm_ops.map_pages = fuse_passthrough_map_pages;
 	if (fpv->lower_ops->page_mkwrite)
 		fpv->vm_ops.page_mkwrite = fuse_passthrough_page_mkwrite;
 	refcount_set(&fpv->count, 1);
@@ -802,17 +996,17 @@ int fuse_passthrough_mmap(struct file *file, struct vm_area_struct *vma)
 		return -ENOMEM;
 
 	fpv->file = get_file(file);
+	/* The level below counts itself */
+	fuse_passthrough_vma_account(vma, fpv, 1);
 	err = fuse_passthrough_mmap_lower(fpv, backing, vma);
 	if (err) {
+		fuse_passthrough_vma_account(vma, fpv, -1);
 		fuse_passthrough_vma_free(fpv);
 		return err;
 	}
 
 	fuse_passthrough_vma_install(fpv, vma);
-	/* The level below has counted itself */
-	if (vma->vm_flags & VM_SHARED)
-		atomic_inc(&get_fuse_inode(inode)->passthrough_maps);
-	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODIFY | STATX_ATIME);
+	fuse_passthrough_accessed(inode);
 
 	return 0;
 }

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One inode open through the page cache and through passthrough: what is
+ * between the two, and when.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+
+#include "fuse_test_files.h"
+
+#define FILE_MNT	SRV_MNT "/file"
+#define MNT2		SRV_BASE "/mnt2"
+
+FIXTURE(mixed) {
+	struct srv *srv;
+	int cached;
+	int through;
+};
+
+FIXTURE_VARIANT(mixed) {
+	const char *fs;
+	enum way way;
+	__u64 flags;
+};
+
+FIXTURE_VARIANT_ADD(mixed, ext4) { "ext4", BY_REQUEST, 0 };
+FIXTURE_VARIANT_ADD(mixed, ext4_writeback) {
+	"ext4", BY_REQUEST, FUSE_WRITEBACK_CACHE
+};
+
+FIXTURE_VARIANT_ADD(mixed, xfs_id_writeback) {
+	"xfs", BY_ID, FUSE_WRITEBACK_CACHE
+};
+
+FIXTURE_VARIANT_ADD(mixed, tmpfs_id) { "tmpfs", BY_ID, 0 };
+
+static sem_t arrived, go;
+static atomic_bool hold;
+
+/* The server is slow with one WRITE. */
+static int hold_write(struct srv *srv, struct srv_req *req)
+{
+	if (req->in.opcode == FUSE_WRITE && atomic_exchange(&hold, false)) {
+		sem_post(&arrived);
+		sem_wait(&go);
+	}
+	return SRV_GO_ON;
+}
+
+FIXTURE_SETUP(mixed)
+{
+	make_data();
+	sem_init(&arrived, 0, 0);
+	sem_init(&go, 0, 0);
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower(variant->fs));
+	ASSERT_TRUE(make_lower(LOWER, 0600, 4 * BLOCK));
+	self->srv = srv_new();
+	ASSERT_NE(NULL, self->srv);
+	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, self->srv->lower);
+	self->srv->flags = variant->flags | FUSE_ATOMIC_O_TRUNC;
+	self->srv->valid = 3600;
+	self->srv->threads = 3;
+	self->srv->on_request = hold_write;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	close(self->srv->lower);
+	self->cached = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, self->cached);
+	self->srv->mode = mode_for(variant->way);
+	self->through = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, self->through);
+}
+
+FIXTURE_TEARDOWN(mixed)
+{
+	close(self->cached);
+	close(self->through);
+	EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+}
+
+/* A system call in a thread, and whether it has to wait */
+struct call {
+	int fd;
+	bool write;
+	char *buf;
+	ssize_t result;
+	atomic_int tid;
+	atomic_bool done;
+	pthread_t id;
+};
+
+static void *run_call(void *arg)
+{
+	struct call *call = arg;
+
+	call->tid = syscall(SYS_gettid);
+	if (call->write)
+		call->result = pwrite(call->fd, call->buf, 100, 50);
+	else
+		call->result = pread(call->fd, call->buf, BLOCK, 0);
+	call->done = true;
+	return NULL;
+}
+
+static char task_state(pid_t tid)
+{
+	char path[64], text[256] = "";
+	char *end;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return 0;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = 0;
+	close(fd);
+	end = strrchr(text, ')');
+	return end ? end[2] : 0;
+}
+
+/* True when the call sleeps and can't be interrupted, false when it is done. */
+static bool comes_to_wait(struct call *call)
+{
+	while (!call->done) {
+		if (call->tid && task_state(call->tid) == 'D')
+			return true;
+		sched_yield();
+	}
+	return false;
+}
+
+static bool in_page_cache(int fd)
+{
+	unsigned char there = 0;
+	char *map = mmap(NULL, BLOCK, PROT_READ, MAP_SHARED, fd, 0);
+
+	if (map == MAP_FAILED || mincore(map, BLOCK, &there))
+		there = 2;
+	munmap(map, BLOCK);
+	return there & 1;
+}
+
+/* A page that is clean, and gone, and that the server has not written yet */
+static void write_and_drop(struct __test_metadata *_metadata, int cached)
+{
+	hold = true;
+	ASSERT_EQ(BLOCK, pwrite(cached, data + BLOCK, BLOCK, 0));
+	ASSERT_EQ(0, sync_file_range(cached, 0, BLOCK, SYNC_FILE_RANGE_WRITE));
+	ASSERT_EQ(0, sem_wait(&arrived));
+	while (in_page_cache(cached))
+		ASSERT_EQ(0, posix_fadvise(cached, 0, 0, POSIX_FADV_DONTNEED));
+}
+
+/* The page was dropped, and its data is still on the way to the server. */
+TEST_F(mixed, read_behind_writeback)
+{
+	struct call call = { .fd = self->through, .buf = back };
+
+	if (!(variant->flags & FUSE_WRITEBACK_CACHE))
+		return;
+	write_and_drop(_metadata, self->cached);
+	ASSERT_EQ(0, pthread_create(&call.id, NULL, run_call, &call));
+	EXPECT_TRUE(comes_to_wait(&call));
+	sem_post(&go);
+	pthread_join(call.id, NULL);
+	ASSERT_EQ(BLOCK, call.result);
+	ASSERT_EQ(0, memcmp(data + BLOCK, back, BLOCK));
+}
+
+TEST_F(mixed, write_behind_writeback)
+{
+	struct call call = { .fd = self->through, .write = true, .buf = data };
+
+	if (!(variant->flags & FUSE_WRITEBACK_CACHE))
+		return;
+	write_and_drop(_metadata, self->cached);
+	ASSERT_EQ(0, pthread_create(&call.id, NULL, run_call, &call));
+	EXPECT_TRUE(comes_to_wait(&call));
+	sem_post(&go);
+	pthread_join(call.id, NULL);
+	ASSERT_EQ(100, call.result);
+	ASSERT_TRUE(lower_is(4 * BLOCK, 50, data, 100));
+}
+
+/* Whole pages are written back: nothing else in them may be lost. */
+TEST_F(mixed, write_beside_cached_writer)
+{
+	struct call call = { .fd = self->through, .write = true, .buf = data };
+	const char x = 'x';
+	int i;
+
+	for (i = 0; i < 200; i++) {
+		call.done = false;
+		ASSERT_EQ(10, pwrite(self->through, "0123456789", 10, 50));
+		ASSERT_EQ(0, pthread_create(&call.id, NULL, run_call, &call));
+		ASSERT_EQ(1, pwrite(self->cached, &x, 1, 1000 + i));
+		pthread_join(call.id, NULL);
+		ASSERT_EQ(100, call.result);
+		ASSERT_EQ(0, fsync(self->cached));
+		ASSERT_TRUE(lower_is(4 * BLOCK, 50, data, 100));
+		ASSERT_TRUE(lower_is(4 * BLOCK, 1000 + i, &x, 1));
+	}
+}
+
+static char *map_file(int fd)
+{
+	return mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+}
+
+/* What was written by a cached open is in a mapping made later. */
+TEST_F(mixed, mapping_after_cached_write)
+{
+	char *map;
+
+	ASSERT_EQ(100, pwrite(self->cached, data + 7, 100, BLOCK));
+	map = map_file(self->through);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, memcmp(map + BLOCK, data + 7, 100));
+	ASSERT_EQ(0, memcmp(map + BLOCK + 100, data + BLOCK + 100, 100));
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+}
+
+/* Stores, and cached reads and writes, see each other at once. */
+TEST_F(mixed, mapping_beside_cached)
+{
+	char *map = map_file(self->through);
+	int i, seen;
+
+	ASSERT_NE(MAP_FAILED, map);
+	for (i = 0; i < 3; i++) {
+		map[100] = 'a' + i;
+		ASSERT_EQ(200, pread(self->cached, back, 200, 0));
+		ASSERT_EQ('a' + i, back[100]);
+		ASSERT_EQ(1, pwrite(self->cached, &back[100], 1, 101));
+		ASSERT_EQ('a' + i, map[101]);
+		map[102] = 'A' + i;
+		ASSERT_EQ(1, pwrite(self->cached, "y", 1, 103));
+		ASSERT_EQ(200, pread(self->through, back, 200, 0));
+		ASSERT_EQ('A' + i, back[102]);
+		ASSERT_EQ('y', back[103]);
+	}
+	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
+	map[100] = 'z';
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
+	ASSERT_EQ('z', back[100]);
+	/* From now on the page cache is good for reading again. */
+	seen = self->srv->seen[FUSE_READ];
+	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
+	ASSERT_EQ(seen, self->srv->seen[FUSE_READ]);
+}
+
+/* The answer is refused, the file is truncated all the same. */
+TEST_F(mixed, refused_truncation)
+{
+	struct stat st;
+
+	self->srv->mode = SRV_PLAIN;
+	self->srv->open_flags = FOPEN_PASSTHROUGH;
+	ASSERT_EQ(4 * BLOCK, pread(self->cached, back, 4 * BLOCK, 0));
+	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR | O_TRUNC));
+	ASSERT_EQ(EIO, errno);
+	ASSERT_EQ(0, stat(LOWER, &st));
+	ASSERT_EQ(0, st.st_size);
+	ASSERT_EQ(0, size_of(self->cached));
+	ASSERT_EQ(0, pread(self->cached, back, BLOCK, 0));
+	ASSERT_EQ(0, pread(self->through, back, BLOCK, 0));
+}
+
+/* Pages of a buffer that are not there, once the first has been read. */
+TEST_F(mixed, buffer_that_faults)
+{
+	const size_t size = 8 * BLOCK;
+	char *buf = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, buf);
+	memcpy(buf, data + 9, BLOCK);
+	ASSERT_EQ((ssize_t)size, pwrite(self->through, buf, size, 123));
+	ASSERT_TRUE(lower_is(size + 123, 123, data + 9, BLOCK));
+	ASSERT_TRUE(lower_is(size + 123, 123 + BLOCK, buf + BLOCK, BLOCK));
+	ASSERT_EQ(0, munmap(buf, size));
+	buf = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, buf);
+	buf[BLOCK] = 1;
+	ASSERT_EQ((ssize_t)size, pread(self->through, buf, size, 123));
+	ASSERT_EQ(0, memcmp(data + 9, buf, BLOCK));
+	ASSERT_TRUE(all_zero(buf + BLOCK, size - BLOCK));
+	ASSERT_EQ(0, munmap(buf, size));
+	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
+/*
+ * The buffer is a mapping of the same lower file by another mount, whose
+ * server needs the lower file's locks to fill it.
+ */
+TEST_F(mixed, buffer_of_another_mount)
+{
+	struct srv *other;
+	char *map;
+	int fd;
+
+	ASSERT_EQ(0, mkdir(MNT2, 0700));
+	other = srv_new();
+	ASSERT_NE(NULL, other);
+	other->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, other->lower);
+	ASSERT_EQ(0, srv_start(other, MNT2));
+	close(other->lower);
+	fd = open(MNT2 "/file", O_RDONLY);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, 4 * BLOCK, PROT_READ, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(4 * BLOCK, pwrite(self->through, map, 4 * BLOCK, 4 * BLOCK));
+	ASSERT_LT(0, other->seen[FUSE_READ]);
+	ASSERT_TRUE(lower_is(8 * BLOCK, 4 * BLOCK, data, 4 * BLOCK));
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+	close(fd);
+	ASSERT_EQ(0, srv_stop(other));
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
+TEST_HARNESS_MAIN
