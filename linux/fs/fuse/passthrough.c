@@ -483,14 +483,6 @@ static const struct cred *fuse_passthrough_write_cred(struct fuse_backing *b)
 	return capable(CAP_FSETID) ? b->cred : b->nofsetid_cred;
 }
 
-static bool fuse_passthrough_start_write(struct file *lower, int ki_flags)
-{
-	if (ki_flags & IOCB_NOWAIT)
-		return file_start_write_trylock(lower);
-	file_start_write(lower);
-	return true;
-}
-
 /*
  * overlayfs of this version loses IOCB_APPEND on its way down: its appends are
  * ordered here, and go to where its file ends.  Not by the inode lock: splice
@@ -531,7 +523,8 @@ static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
 /*
  * With FUSE_WRITEBACK_CACHE whole pages are written back, with what else is in
  * them.  So cached writers, who hold the lock exclusively, must not get between
- * the flush, the write and the invalidation.
+ * the flush, the write and the invalidation.  Nobody waits for the lower file
+ * system's thaw with the lock: others wait for it with a pipe or for the server.
  */
 static bool fuse_passthrough_needs_lock(struct inode *inode)
 {
@@ -556,7 +549,19 @@ static void fuse_passthrough_unlock(struct inode *inode)
 		inode_unlock_shared(inode);
 }
 
-/* Takes the freeze protection of the lower file */
+static bool fuse_passthrough_start_write(struct inode *inode,
+					 struct file *lower, int ki_flags)
+{
+	if (ki_flags & IOCB_NOWAIT || fuse_passthrough_needs_lock(inode))
+		return file_start_write_trylock(lower);
+	file_start_write(lower);
+	return true;
+}
+
+/*
+ * Takes the freeze protection of the lower file.  Only who may not wait, for a
+ * thaw or anything else, gets -EAGAIN.
+ */
 static int fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
 					size_t count)
 {
@@ -577,7 +582,34 @@ static int fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
 		if (err)
 			return err;
 	}
-	return fuse_passthrough_start_write(lower, iocb->ki_flags) ? 0 : -EAGAIN;
+	if (!fuse_passthrough_start_write(inode, lower, iocb->ki_flags))
+		return -EAGAIN;
+	return 0;
+}
+
+static int fuse_passthrough_lock_and_begin(struct kiocb *iocb,
+					   struct file *lower,
+					   struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	int err;
+
+	for (;;) {
+		err = fuse_passthrough_lock(inode, iocb->ki_flags);
+		if (err)
+			return err;
+		err = fuse_passthrough_begin_write(iocb, lower,
+						   iov_iter_count(from));
+		if (!err)
+			return 0;
+		fuse_passthrough_unlock(inode);
+		if (err != -EAGAIN || iocb->ki_flags & IOCB_NOWAIT)
+			return err;
+
+		/* Wait for the thaw */
+		file_start_write(lower);
+		file_end_write(lower);
+	}
 }
 
 /**
@@ -599,12 +631,9 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	const struct cred *old_cred;
 	ssize_t ret;
 
-	ret = fuse_passthrough_lock(inode, iocb->ki_flags);
+	ret = fuse_passthrough_lock_and_begin(iocb, lower, from);
 	if (ret)
 		return ret;
-	ret = fuse_passthrough_begin_write(iocb, lower, iov_iter_count(from));
-	if (ret)
-		goto out_unlock;
 
 	old_cred = override_creds(fuse_passthrough_write_cred(backing));
 	if (fuse_passthrough_is_async(iocb, from))
@@ -615,8 +644,8 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret,
 				       fuse_passthrough_needs_lock(inode));
-out_unlock:
 	fuse_passthrough_unlock(inode);
+
 	return ret;
 }
 

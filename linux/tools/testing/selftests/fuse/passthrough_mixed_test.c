@@ -7,9 +7,11 @@
 #include <fcntl.h>
 #include <semaphore.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
+#include <linux/fs.h>
 
 #include "fuse_test_files.h"
 
@@ -208,6 +210,42 @@ TEST_F(mixed, write_beside_cached_writer)
 		ASSERT_TRUE(lower_is(4 * BLOCK, 50, data, 100));
 		ASSERT_TRUE(lower_is(4 * BLOCK, 1000 + i, &x, 1));
 	}
+}
+
+/* Who waits for a thaw does not hold up cached writers. */
+TEST_F(mixed, frozen_writer)
+{
+	struct call through = { .fd = self->through, .write = true,
+				.buf = data };
+	struct call cached = { .fd = self->cached, .write = true, .buf = data };
+	struct timespec deadline;
+	bool joined;
+	int dir;
+
+	if (!(variant->flags & FUSE_WRITEBACK_CACHE))
+		return;
+	ASSERT_EQ(BLOCK, pread(self->cached, back, BLOCK, 0));
+	dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
+	ASSERT_LE(0, dir);
+	ASSERT_EQ(0, ioctl(dir, FIFREEZE, 0));
+	pthread_create(&through.id, NULL, run_call, &through);
+	EXPECT_TRUE(comes_to_wait(&through));
+	pthread_create(&cached.id, NULL, run_call, &cached);
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += 15;
+	/* The thaw lets the rest of the test go on if this fails */
+	joined = !pthread_timedjoin_np(cached.id, NULL, &deadline);
+	EXPECT_TRUE(joined);
+	EXPECT_FALSE(through.done);
+	EXPECT_EQ(0, ioctl(dir, FITHAW, 0));
+	pthread_join(through.id, NULL);
+	if (!joined)
+		pthread_join(cached.id, NULL);
+	close(dir);
+	ASSERT_EQ(100, through.result);
+	ASSERT_EQ(100, cached.result);
+	ASSERT_EQ(0, fsync(self->cached));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 50, data, 100));
 }
 
 static char *map_file(int fd)
