@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What passthrough pins can be seen, is limited and accounted.
+ */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/sysmacros.h>
+
+#include "fuse_test_files.h"
+
+#define FILE_MNT	SRV_MNT "/file"
+#define PRIVILEGED	"/sys/module/fuse/parameters/passthrough_privileged"
+#define CONTROL		SRV_BASE "/control"
+#define CGROUPS		SRV_BASE "/cgroups"
+
+static char text[1 << 16];
+
+static bool read_text(const char *path)
+{
+	ssize_t n, len = 0;
+	int fd = open(path, O_RDONLY);
+
+	if (fd < 0)
+		return false;
+	while ((n = read(fd, text + len, sizeof(text) - 1 - len)) > 0)
+		len += n;
+	close(fd);
+	text[len] = 0;
+	return !n;
+}
+
+static bool write_text(const char *path, const char *what)
+{
+	int fd = open(path, O_WRONLY);
+	bool done = write(fd, what, strlen(what)) == (ssize_t)strlen(what);
+
+	close(fd);
+	return done;
+}
+
+static int count_lines(const char *line)
+{
+	size_t len = strlen(line);
+	const char *p;
+	int n = 0;
+
+	for (p = text; (p = strstr(p, line)); p += len)
+		if ((p == text || p[-1] == '\n') && p[len] == '\n')
+			n++;
+	return n;
+}
+
+/* How a lower file is named: device, inode, mode, id */
+static char *name_lower(const char *prefix, const char *mode, int id)
+{
+	static char line[128];
+	struct stat st;
+	int len;
+
+	if (stat(LOWER, &st))
+		return "";
+	len = sprintf(line, "%s%u:%u %lu %s", prefix, major(st.st_dev),
+		      minor(st.st_dev), st.st_ino, mode);
+	if (id)
+		sprintf(line + len, " id %d", id);
+	return line;
+}
+
+static bool read_fdinfo(int fd)
+{
+	char path[64];
+
+	sprintf(path, "/proc/self/fdinfo/%d", fd);
+	return read_text(path);
+}
+
+static bool read_control(void)
+{
+	char path[64];
+	struct stat st;
+
+	if (stat(SRV_MNT, &st))
+		return false;
+	sprintf(path, CONTROL "/%u/passthrough", minor(st.st_dev));
+	return read_text(path);
+}
+
+FIXTURE(show) {
+	struct srv *srv;
+	int id;
+};
+
+FIXTURE_VARIANT(show) {
+	enum way way;
+};
+
+FIXTURE_VARIANT_ADD(show, by_request) { BY_REQUEST };
+FIXTURE_VARIANT_ADD(show, by_id) { BY_ID };
+
+FIXTURE_SETUP(show)
+{
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower("ext4"));
+	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
+	ASSERT_EQ(0, mkdir(CONTROL, 0700));
+	ASSERT_EQ(0, mount("fusectl", CONTROL, "fusectl", 0, NULL));
+	self->srv = serve_lower(_metadata, variant->way, 0);
+	self->id = variant->way == BY_ID ? 1 : 0;
+}
+
+FIXTURE_TEARDOWN(show)
+{
+	write_text(PRIVILEGED, "N");
+	EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+}
+
+TEST_F(show, open_file)
+{
+	int fd = open(FILE_MNT, O_RDWR);
+	int reader = open(FILE_MNT, O_RDONLY);
+
+	ASSERT_LE(0, fd);
+	ASSERT_LE(0, reader);
+	ASSERT_TRUE(read_fdinfo(fd));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "rw", self->id)));
+	ASSERT_TRUE(read_fdinfo(reader));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "r",
+					    self->id ? 2 : 0)));
+	close(reader);
+	self->srv->mode = SRV_PLAIN;
+	reader = open(FILE_MNT, O_RDONLY);
+	ASSERT_TRUE(read_fdinfo(reader));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
+	close(reader);
+	close(fd);
+}
+
+/* With FOPEN_DIRECT_IO it is there for mappings. */
+TEST_F(show, direct_io)
+{
+	int fd;
+
+	self->srv->open_flags = FOPEN_DIRECT_IO;
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	ASSERT_TRUE(read_fdinfo(fd));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "rw", self->id)));
+	close(fd);
+}
+
+TEST_F(show, registered)
+{
+	int lower = open(LOWER, O_PATH), writer = open(LOWER, O_WRONLY);
+	int id, other;
+
+	id = srv_backing_open(self->srv->dev, lower);
+	ASSERT_LT(0, id);
+	other = srv_backing_open(self->srv->dev, writer);
+	ASSERT_LT(0, other);
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "path", id)));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "w", other)));
+	ASSERT_EQ(0, srv_backing_close(self->srv->dev, id));
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(0, count_lines(name_lower("passthrough:\t", "path", id)));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "w", other)));
+	ASSERT_EQ(0, srv_backing_close(self->srv->dev, other));
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
+	close(lower);
+	close(writer);
+}
+
+/* All that keeps the lower file system busy, open or mapped or registered */
+TEST_F(show, connection)
+{
+	/* The id, and the file opened by it */
+	int pins = self->id ? 2 : 1;
+	int fd, id, lower = open(LOWER, O_PATH);
+	char *map;
+
+	ASSERT_TRUE(read_control());
+	ASSERT_EQ(0, text[0]);
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	ASSERT_TRUE(read_control());
+	ASSERT_EQ(pins, count_lines(name_lower("", "rw", self->id)));
+	id = srv_backing_open(self->srv->dev, lower);
+	ASSERT_LT(0, id);
+	ASSERT_TRUE(read_control());
+	ASSERT_EQ(1, count_lines(name_lower("", "path", id)));
+	ASSERT_EQ(0, srv_backing_close(self->srv->dev, id));
+	close(lower);
+	map = mmap(NULL, BLOCK, PROT_READ, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	close(fd);
+	ASSERT_TRUE(read_control());
+	ASSERT_EQ(pins, count_lines(name_lower("", "rw", self->id)));
+	ASSERT_EQ(0, munmap(map, BLOCK));
+	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(read_control());
+	ASSERT_EQ(0, count_lines(name_lower("", "rw", self->id)));
+}
+
+/* Abort does not revoke: what is open stays listed. */
+TEST_F(show, aborted)
+{
+	char path[64];
+	struct stat st;
+	int fd;
+
+	ASSERT_EQ(0, stat(SRV_MNT, &st));
+	sprintf(path, CONTROL "/%u/passthrough", minor(st.st_dev));
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, srv_abort(self->srv));
+	ASSERT_TRUE(read_text(path));
+	ASSERT_EQ(1, count_lines(name_lower("", "rw", self->id)));
+	close(fd);
+	ASSERT_TRUE(read_text(path));
+	ASSERT_EQ(0, text[0]);
+}
+
+static int read_as_user(const char *path)
+{
+	return open(path, O_RDONLY) < 0 ? errno : 0;
+}
+
+TEST_F(show, to_its_owner_only)
+{
+	char path[64];
+	struct stat st;
+
+	ASSERT_EQ(0, stat(SRV_MNT, &st));
+	sprintf(path, CONTROL "/%u/passthrough", minor(st.st_dev));
+	ASSERT_EQ(EACCES, as_user(read_as_user, path));
+}
+
+static int dev;
+
+static int attach_as_user(const char *path)
+{
+	int id, fd = open(path, O_PATH);
+
+	id = srv_backing_open(dev, fd);
+	if (id < 0)
+		return -id;
+	return srv_backing_close(dev, id);
+}
+
+/* The administrator may ask for what mainline asks for. */
+TEST_F(show, privileged)
+{
+	int fd;
+
+	dev = self->srv->dev;
+	ASSERT_EQ(0, as_user(attach_as_user, LOWER));
+	ASSERT_TRUE(write_text(PRIVILEGED, "Y"));
+	ASSERT_EQ(EPERM, as_user(attach_as_user, LOWER));
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	close(fd);
+	ASSERT_TRUE(write_text(PRIVILEGED, "N"));
+	ASSERT_EQ(0, as_user(attach_as_user, LOWER));
+}
+
+TEST_F(show, privileged_server)
+{
+	int fd;
+
+	ASSERT_EQ(0, srv_stop(self->srv));
+	ASSERT_EQ(0, chown(LOWER, USER, USER));
+	self->srv = srv_new();
+	ASSERT_NE(NULL, self->srv);
+	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	self->srv->mode = mode_for(variant->way);
+	self->srv->uid = USER;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	close(self->srv->lower);
+	ASSERT_TRUE(write_text(PRIVILEGED, "Y"));
+	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
+	ASSERT_EQ(EPERM, errno);
+	ASSERT_TRUE(write_text(PRIVILEGED, "N"));
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	close(fd);
+}
+
+static long slab_of_cgroup(void)
+{
+	char *line;
+
+	if (!read_text(CGROUPS "/test/memory.stat"))
+		return -1;
+	line = strstr(text, "\nslab ");
+	return line ? atol(line + 6) : -1;
+}
+
+/* Who registers pays for it. */
+TEST_F(show, memory_cgroup)
+{
+	const int ids = 3000;
+	int i, lower = open(LOWER, O_PATH);
+	long before, after;
+	int *id = calloc(ids, sizeof(*id));
+
+	ASSERT_NE(NULL, id);
+	ASSERT_EQ(0, mkdir(CGROUPS, 0700));
+	ASSERT_EQ(0, mount("cgroup2", CGROUPS, "cgroup2", 0, NULL));
+	ASSERT_TRUE(write_text(CGROUPS "/cgroup.subtree_control", "+memory"));
+	ASSERT_TRUE(!mkdir(CGROUPS "/test", 0700) || errno == EEXIST);
+	ASSERT_TRUE(write_text(CGROUPS "/test/cgroup.procs", "0"));
+	before = slab_of_cgroup();
+	ASSERT_LE(0, before);
+	for (i = 0; i < ids; i++) {
+		id[i] = srv_backing_open(self->srv->dev, lower);
+		ASSERT_LT(0, id[i]);
+	}
+	after = slab_of_cgroup();
+	EXPECT_LT(ids * 64L, after - before);
+	for (i = 0; i < ids; i++)
+		ASSERT_EQ(0, srv_backing_close(self->srv->dev, id[i]));
+	close(lower);
+	ASSERT_TRUE(write_text(CGROUPS "/cgroup.procs", "0"));
+}
+
+TEST_HARNESS_MAIN
