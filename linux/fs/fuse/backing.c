@@ -19,9 +19,23 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/idr.h>
+#include <linux/moduleparam.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
+
+static bool fuse_passthrough_privileged;
+module_param_named(passthrough_privileged, fuse_passthrough_privileged, bool,
+		   0644);
+MODULE_PARM_DESC(passthrough_privileged,
+		 "Only CAP_SYS_ADMIN may attach or register lower files");
+
+static void fuse_backing_link(struct fuse_conn *fc, struct fuse_backing *backing)
+{
+	lockdep_assert_held(&fc->lock);
+	list_add_tail(&backing->entry, &fc->backings);
+}
 
 /* Is @file something that may stand below a file of this connection? */
 static int fuse_backing_check(struct fuse_conn *fc, struct file *file)
@@ -66,8 +80,13 @@ static const struct cred *fuse_backing_nofsetid_cred(const struct cred *cred)
 	return new;
 }
 
-static void fuse_backing_free(struct fuse_backing *backing)
+/* Whether it was linked or not */
+static void fuse_backing_free(struct fuse_conn *fc,
+			      struct fuse_backing *backing)
 {
+	spin_lock(&fc->lock);
+	list_del(&backing->entry);
+	spin_unlock(&fc->lock);
 	fput(backing->file);
 	put_cred(backing->cred);
 	put_cred(backing->nofsetid_cred);
@@ -97,8 +116,10 @@ static struct fuse_backing *fuse_backing_create(struct fuse_conn *fc,
 	if (!backing->nofsetid_cred)
 		goto out_free;
 
+	INIT_LIST_HEAD(&backing->entry);
 	backing->file = file;
 	backing->cred = get_current_cred();
+	backing->id = 0;
 	return backing;
 
 out_free:
@@ -158,6 +179,8 @@ static int fuse_backing_attach(struct fuse_conn *fc, u64 unique,
 		if (req)
 			break;
 	}
+	if (!err)
+		fuse_backing_link(fc, backing);
 	spin_unlock(&fc->lock);
 
 	return err;
@@ -184,7 +207,7 @@ static int fuse_passthrough_open(struct fuse_conn *fc, void __user *argp)
 
 	err = fuse_backing_attach(fc, arg.unique, backing);
 	if (err)
-		fuse_backing_free(backing);
+		fuse_backing_free(fc, backing);
 	return err;
 }
 
@@ -204,8 +227,11 @@ static int fuse_backing_add_id(struct fuse_conn *fc,
 	else
 		id = idr_alloc_cyclic(&fc->backing_ids, backing, 1, 0,
 				      GFP_ATOMIC);
-	if (id > 0)
+	if (id > 0) {
 		fc->backing_count++;
+		backing->id = id;
+		fuse_backing_link(fc, backing);
+	}
 	spin_unlock(&fc->lock);
 	idr_preload_end();
 
@@ -230,7 +256,7 @@ static int fuse_backing_open(struct fuse_conn *fc, void __user *argp)
 
 	id = fuse_backing_add_id(fc, backing);
 	if (id < 0)
-		fuse_backing_free(backing);
+		fuse_backing_free(fc, backing);
 	return id;
 }
 
@@ -251,7 +277,7 @@ static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
 	if (!backing)
 		return -ENOENT;
 
-	fuse_backing_free(backing);
+	fuse_backing_free(fc, backing);
 	return 0;
 }
 
@@ -266,7 +292,8 @@ static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
  *
  * Context: Process context, takes fc->lock and the fpq->lock of each device.
  * Return: 0, the id for FUSE_DEV_IOC_BACKING_OPEN, or a negative error:
- * * -EPERM	- not mounted, or passthrough was not negotiated
+ * * -EPERM	- not mounted, passthrough was not negotiated, or the caller
+ *		  lacks the capability that fuse.passthrough_privileged asks for
  * * -ENOTCONN	- the connection was aborted
  * * -EFAULT	- @argp can't be read
  * * -EINVAL	- a reserved word is set, the request is no open, the lower file
@@ -288,6 +315,9 @@ long fuse_backing_ioctl(struct fuse_dev *fud, unsigned int cmd,
 	if (!READ_ONCE(fud->fc->connected))
 		return -ENOTCONN;
 	if (!fud->fc->passthrough)
+		return -EPERM;
+	if (READ_ONCE(fuse_passthrough_privileged) &&
+	    cmd != FUSE_DEV_IOC_BACKING_CLOSE && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
 
 	switch (cmd) {
@@ -317,7 +347,7 @@ void fuse_backing_free_ids(struct fuse_conn *fc)
 	while ((backing = idr_get_next(&fc->backing_ids, &id))) {
 		idr_remove(&fc->backing_ids, id);
 		spin_unlock(&fc->lock);
-		fuse_backing_free(backing);
+		fuse_backing_free(fc, backing);
 		spin_lock(&fc->lock);
 	}
 	fc->backing_count = 0;
@@ -384,6 +414,10 @@ static int fuse_backing_attach_id(struct fuse_file *ff, int flags)
 	if (IS_ERR(backing))
 		return PTR_ERR(backing);
 
+	backing->id = ff->backing_id;
+	spin_lock(&fc->lock);
+	fuse_backing_link(fc, backing);
+	spin_unlock(&fc->lock);
 	ff->backing = backing;
 	return 0;
 }
@@ -397,9 +431,102 @@ static int fuse_backing_attach_id(struct fuse_file *ff, int flags)
 void fuse_backing_put(struct fuse_file *ff)
 {
 	if (ff->backing)
-		fuse_backing_free(ff->backing);
+		fuse_backing_free(ff->fm->fc, ff->backing);
 	ff->backing = NULL;
 }
+
+static void fuse_backing_show(struct seq_file *m, struct fuse_backing *backing)
+{
+	struct inode *inode = file_inode(backing->file);
+	fmode_t mode = backing->file->f_mode;
+
+	seq_printf(m, "%u:%u %lu ", MAJOR(inode->i_sb->s_dev),
+		   MINOR(inode->i_sb->s_dev), inode->i_ino);
+	if (mode & FMODE_PATH)
+		seq_puts(m, "path");
+	if (mode & FMODE_READ)
+		seq_putc(m, 'r');
+	if (mode & FMODE_WRITE)
+		seq_putc(m, 'w');
+	if (backing->id)
+		seq_printf(m, " id %d", backing->id);
+	seq_putc(m, '\n');
+}
+
+/**
+ * fuse_passthrough_show_fdinfo - the lower file, for /proc/PID/fdinfo/FD
+ * @m: where it is written
+ * @file: FUSE file
+ *
+ * Context: Process context.
+ */
+void fuse_passthrough_show_fdinfo(struct seq_file *m, struct file *file)
+{
+	struct fuse_file *ff = file->private_data;
+
+	if (!ff->backing)
+		return;
+	seq_puts(m, "passthrough:\t");
+	fuse_backing_show(m, ff->backing);
+}
+
+/**
+ * fuse_backing_show_ids - the registered files, for /proc/PID/fdinfo/FD
+ * @m: where it is written
+ * @fud: device, NULL if it is not mounted
+ *
+ * Context: Process context, takes fc->lock.
+ */
+void fuse_backing_show_ids(struct seq_file *m, struct fuse_dev *fud)
+{
+	struct fuse_backing *backing;
+	int id;
+
+	if (!fud)
+		return;
+	spin_lock(&fud->fc->lock);
+	idr_for_each_entry(&fud->fc->backing_ids, backing, id) {
+		seq_puts(m, "passthrough:\t");
+		fuse_backing_show(m, backing);
+	}
+	spin_unlock(&fud->fc->lock);
+}
+
+static void *fuse_backing_seq_start(struct seq_file *m, loff_t *pos)
+{
+	struct fuse_conn *fc = m->private;
+
+	spin_lock(&fc->lock);
+	return seq_list_start(&fc->backings, *pos);
+}
+
+static void *fuse_backing_seq_next(struct seq_file *m, void *v, loff_t *pos)
+{
+	struct fuse_conn *fc = m->private;
+
+	return seq_list_next(v, &fc->backings, pos);
+}
+
+static void fuse_backing_seq_stop(struct seq_file *m, void *v)
+{
+	struct fuse_conn *fc = m->private;
+
+	spin_unlock(&fc->lock);
+}
+
+static int fuse_backing_seq_show(struct seq_file *m, void *v)
+{
+	fuse_backing_show(m, list_entry(v, struct fuse_backing, entry));
+	return 0;
+}
+
+/* What a connection pins: registered files, and those of open FUSE files */
+const struct seq_operations fuse_backing_seq_ops = {
+	.start	= fuse_backing_seq_start,
+	.next	= fuse_backing_seq_next,
+	.stop	= fuse_backing_seq_stop,
+	.show	= fuse_backing_seq_show,
+};
 
 /*
  * A mount that is stacked on others may stand on one of its own kind, and a

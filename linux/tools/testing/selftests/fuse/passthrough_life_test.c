@@ -942,7 +942,7 @@ FIXTURE_SETUP(race)
 	self->srv->on_open = answer_in_race;
 	self->srv->valid = 3600;
 	self->srv->open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
-	self->srv->timeout = 140;
+	self->srv->timeout = 390;
 	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
 	race.dev = self->srv->dev;
 	race.spare = open(SPARE_FILE, O_RDWR | O_CLOEXEC);
@@ -961,7 +961,7 @@ FIXTURE_TEARDOWN(race)
  * Either the file has its lower one, or the ioctl said that it came too late.
  * What is read says which: the two have other first bytes.
  */
-TEST_F_TIMEOUT(race, ioctl_and_answer, 150)
+TEST_F_TIMEOUT(race, ioctl_and_answer, 400)
 {
 	int i, fd, won = 0, step = 16;
 	bool in_time = false;
