@@ -913,12 +913,33 @@ static vm_fault_t fuse_passthrough_map_pages(struct vm_fault *vmf,
 static vm_fault_t fuse_passthrough_page_mkwrite(struct vm_fault *vmf)
 {
 	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vmf->vma);
+	struct folio *folio = page_folio(vmf->page);
 	struct fuse_passthrough_vma *level;
 
 	/* Does something with FUSE_WRITEBACK_CACHE alone */
 	for (level = fpv; level; level = level->below)
 		file_update_time(level->file);
-	return fpv->lower_ops->page_mkwrite(vmf);
+	if (fpv->lower_ops->page_mkwrite)
+		return fpv->lower_ops->page_mkwrite(vmf);
+
+	folio_lock(folio);
+	if (folio->mapping == vmf->vma->vm_file->f_mapping)
+		return VM_FAULT_LOCKED;
+	folio_unlock(folio);
+	return VM_FAULT_NOPAGE;
+}
+
+/* tmpfs has no hook, but with FUSE_WRITEBACK_CACHE the times are kept here */
+static bool fuse_passthrough_needs_mkwrite(struct fuse_passthrough_vma *fpv)
+{
+	struct fuse_passthrough_vma *level;
+
+	if (fpv->lower_ops->page_mkwrite)
+		return true;
+	for (level = fpv; level; level = level->below)
+		if (get_fuse_conn(file_inode(level->file))->writeback_cache)
+			return true;
+	return false;
 }
 
 /* What do_mmap() and mmap_region() asked the FUSE file */
@@ -983,7 +1004,7 @@ static void fuse_passthrough_vma_install(struct fuse_passthrough_vma *fpv,
 		fpv->vm_ops.fault = fuse_passthrough_fault;
 	if (fpv->lower_ops->map_pages)
 		fpv->vm_ops.map_pages = fuse_passthrough_map_pages;
-	if (fpv->lower_ops->page_mkwrite)
+	if (fuse_passthrough_needs_mkwrite(fpv))
 		fpv->vm_ops.page_mkwrite = fuse_passthrough_page_mkwrite;
 	refcount_set(&fpv->count, 1);
 	vma->vm_ops = &fpv->vm_ops;
