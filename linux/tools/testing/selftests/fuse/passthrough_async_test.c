@@ -6,9 +6,12 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <stdatomic.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <linux/aio_abi.h>
+#include <linux/fs.h>
 #include <linux/io_uring.h>
 
 #include "fuse_test_files.h"
@@ -457,6 +460,248 @@ TEST_F(async, needs_no_worker)
 	ASSERT_EQ(worker, threads() > before);
 	land(_metadata, &self->flight, DEPTH);
 	close(fd);
+}
+
+/* Requests that hang together, by io_uring on one ring */
+
+FIXTURE(uring) {
+	struct srv *srv;
+	struct ring ring;
+	int fd;
+	int bare;
+	int queued;
+};
+
+FIXTURE_VARIANT(uring) {
+	const char *fs;
+	enum way way;
+	__u64 flags;
+};
+
+FIXTURE_VARIANT_ADD(uring, ext4) { "ext4", BY_REQUEST, 0 };
+FIXTURE_VARIANT_ADD(uring, xfs) { "xfs", BY_REQUEST, 0 };
+FIXTURE_VARIANT_ADD(uring, xfs_id) { "xfs", BY_ID, 0 };
+FIXTURE_VARIANT_ADD(uring, xfs_writeback) {
+	"xfs", BY_REQUEST, FUSE_WRITEBACK_CACHE
+};
+
+FIXTURE_SETUP(uring)
+{
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower(variant->fs));
+	ASSERT_TRUE(make_lower(LOWER, 0666, DEPTH * BLOCK));
+	ASSERT_TRUE(make_lower(SRV_LOWER "/bare", 0666, DEPTH * BLOCK));
+	self->srv = serve_lower(_metadata, variant->way, variant->flags);
+	self->fd = open(SRV_MNT "/file", O_RDWR);
+	ASSERT_LE(0, self->fd);
+	self->bare = open(SRV_LOWER "/bare", O_RDWR);
+	ASSERT_LE(0, self->bare);
+	ASSERT_EQ(0, ring_open(&self->ring, DEPTH));
+}
+
+FIXTURE_TEARDOWN(uring)
+{
+	close(self->ring.fd);
+	close(self->bare);
+	close(self->fd);
+	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
+	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+}
+
+static struct io_uring_sqe *queue(struct ring *ring, int *queued, struct op *op,
+				  int flags)
+{
+	struct io_uring_sqe *sqe = &ring->sqe[*queued];
+
+	ring_prepare(sqe, op, 0, URING);
+	sqe->flags |= flags;
+	ring_word(ring, ring->p.sq_off.array)[*queued] = *queued;
+	(*queued)++;
+	return sqe;
+}
+
+static int submit_queue(struct ring *ring, int *queued)
+{
+	int n = *queued;
+
+	atomic_fetch_add(ring_word(ring, ring->p.sq_off.tail), n);
+	*queued = 0;
+	return srv_result(syscall(__NR_io_uring_enter, ring->fd, n, 0, 0, NULL,
+				  0));
+}
+
+/* Waits for @n completions, which go to their ops. */
+static bool reap(struct ring *ring, int n)
+{
+	struct io_uring_cqe *cqe = (void *)(ring->map + ring->p.cq_off.cqes);
+	unsigned int head = *ring_word(ring, ring->p.cq_off.head);
+
+	if (syscall(__NR_io_uring_enter, ring->fd, 0, n,
+		    IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+		return false;
+	for (; n; n--, head++)
+		((struct op *)(uintptr_t)cqe[head].user_data)->result =
+			cqe[head].res;
+	*ring_word(ring, ring->p.cq_off.head) = head;
+	return true;
+}
+
+TEST_F(uring, linked)
+{
+	struct op op[3] = {
+		{ self->fd, true, data + 5, BLOCK, BLOCK, 0 },
+		{ self->fd, true, data + 9, BLOCK, 2 * BLOCK, 0 },
+		{ self->fd, false, back, 2 * BLOCK, BLOCK, 0 },
+	};
+	int i, flags = IOSQE_IO_LINK;
+
+	for (i = 0; i < 3; i++, flags = i < 2 ? IOSQE_IO_LINK : 0)
+		queue(&self->ring, &self->queued, &op[i], flags);
+	ASSERT_EQ(3, submit_queue(&self->ring, &self->queued));
+	ASSERT_TRUE(reap(&self->ring, 3));
+	for (i = 0; i < 3; i++)
+		ASSERT_EQ((ssize_t)op[i].len, op[i].result);
+	ASSERT_EQ(0, memcmp(data + 5, back, BLOCK));
+	ASSERT_EQ(0, memcmp(data + 9, back + BLOCK, BLOCK));
+}
+
+/* A short read ends the chain. */
+TEST_F(uring, broken_chain)
+{
+	struct op op[2] = {
+		{ self->fd, false, back, 2 * BLOCK, (DEPTH - 1) * BLOCK, 0 },
+		{ self->fd, true, data + 9, BLOCK, 0, 0 },
+	};
+
+	queue(&self->ring, &self->queued, &op[0], IOSQE_IO_LINK);
+	queue(&self->ring, &self->queued, &op[1], 0);
+	ASSERT_EQ(2, submit_queue(&self->ring, &self->queued));
+	ASSERT_TRUE(reap(&self->ring, 2));
+	ASSERT_EQ(BLOCK, op[0].result);
+	ASSERT_EQ(-ECANCELED, op[1].result);
+	ASSERT_TRUE(lower_is(DEPTH * BLOCK, 0, data, BLOCK));
+}
+
+TEST_F(uring, drained)
+{
+	struct op op[8];
+	int i;
+
+	for (i = 0; i < 7; i++) {
+		op[i] = (struct op){ self->fd, true, data + 100 + i * BLOCK,
+				     BLOCK, i * BLOCK, 0 };
+		queue(&self->ring, &self->queued, &op[i],
+		      i & 1 ? IOSQE_ASYNC : 0);
+	}
+	op[7] = (struct op){ self->fd, false, back, 7 * BLOCK, 0, 0 };
+	queue(&self->ring, &self->queued, &op[7], IOSQE_IO_DRAIN);
+	ASSERT_EQ(8, submit_queue(&self->ring, &self->queued));
+	ASSERT_TRUE(reap(&self->ring, 8));
+	ASSERT_EQ(7 * BLOCK, op[7].result);
+	ASSERT_EQ(0, memcmp(data + 100, back, 7 * BLOCK));
+}
+
+/*
+ * A write is done inline if it does not have to wait, which is what
+ * RWF_NOWAIT asks for.  One that has to move the times waits, so another
+ * write moves them before.
+ */
+static bool writes_inline(int fd)
+{
+	struct iovec iov = { data, BLOCK };
+	int i;
+
+	for (i = 0; i < 1000; i++)
+		if (pwrite(fd, data, 1, 0) == 1 &&
+		    pwritev2(fd, &iov, 1, 0, RWF_NOWAIT) == BLOCK)
+			return true;
+	return false;
+}
+
+/* Where the lower file system writes inline, so does passthrough. */
+TEST_F(uring, writes_as_inline_as_bare)
+{
+	ASSERT_EQ(DEPTH * BLOCK, pread(self->fd, back, sizeof(back), 0));
+	ASSERT_EQ(DEPTH * BLOCK, pread(self->bare, back, sizeof(back), 0));
+	ASSERT_EQ(!strcmp(variant->fs, "xfs"), writes_inline(self->bare));
+	ASSERT_EQ(!strcmp(variant->fs, "xfs"), writes_inline(self->fd));
+}
+
+static int freeze_lower(int cmd)
+{
+	int err, dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
+
+	err = srv_result(ioctl(dir, cmd, 0));
+	close(dir);
+	return err;
+}
+
+/* Two wait for a thaw, and the second is cancelled. */
+TEST_F(uring, cancelled)
+{
+	struct op op[3] = {
+		{ self->fd, true, data + 5, BLOCK, 0, 0 },
+		{ self->fd, true, data + 9, BLOCK, BLOCK, 0 },
+	};
+	struct io_uring_sqe *sqe;
+
+	ASSERT_EQ(0, freeze_lower(FIFREEZE));
+	queue(&self->ring, &self->queued, &op[0], IOSQE_ASYNC);
+	queue(&self->ring, &self->queued, &op[1], IOSQE_ASYNC);
+	EXPECT_EQ(2, submit_queue(&self->ring, &self->queued));
+	sqe = queue(&self->ring, &self->queued, &op[2], 0);
+	sqe->opcode = IORING_OP_ASYNC_CANCEL;
+	sqe->fd = -1;
+	sqe->addr = (uintptr_t)&op[1];
+	sqe->len = 0;
+	sqe->off = 0;
+	EXPECT_EQ(1, submit_queue(&self->ring, &self->queued));
+	EXPECT_EQ(0, freeze_lower(FITHAW));
+	ASSERT_TRUE(reap(&self->ring, 3));
+	/* It may have been on its way to the lower file already */
+	if (op[2].result || op[1].result != -ECANCELED) {
+		ASSERT_EQ(-EALREADY, op[2].result);
+		ASSERT_TRUE(op[1].result == BLOCK ||
+			    op[1].result == -ECANCELED);
+	}
+	ASSERT_EQ(BLOCK, op[0].result);
+	ASSERT_TRUE(lower_is(DEPTH * BLOCK, 0, data + 5, BLOCK));
+}
+
+/* A process ends while its requests wait. */
+TEST_F(uring, exit_in_flight)
+{
+	struct op op[2] = {
+		{ self->fd, true, data + 5, BLOCK, 0, 0 },
+		{ self->fd, true, data + 9, BLOCK, BLOCK, 0 },
+	};
+	struct ring ring;
+	int ready[2], queued = 0;
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(0, pipe(ready));
+	ASSERT_EQ(0, freeze_lower(FIFREEZE));
+	pid = fork();
+	if (!pid) {
+		if (ring_open(&ring, DEPTH))
+			_exit(1);
+		queue(&ring, &queued, &op[0], IOSQE_ASYNC);
+		queue(&ring, &queued, &op[1], IOSQE_ASYNC);
+		submit_queue(&ring, &queued);
+		if (write(ready[1], "x", 1) != 1)
+			_exit(1);
+		_exit(0);
+	}
+	EXPECT_EQ(1, read(ready[0], &c, 1));
+	EXPECT_EQ(0, freeze_lower(FITHAW));
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	close(ready[0]);
+	close(ready[1]);
+	ASSERT_EQ(BLOCK, pread(self->fd, back, BLOCK, 0));
 }
 
 TEST_HARNESS_MAIN

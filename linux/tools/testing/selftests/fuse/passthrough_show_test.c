@@ -62,8 +62,8 @@ static char *name_lower(const char *prefix, const char *mode, int id)
 
 	if (stat(LOWER, &st))
 		return "";
-	len = sprintf(line, "%s%u:%u %lu %s", prefix, major(st.st_dev),
-		      minor(st.st_dev), st.st_ino, mode);
+	len = sprintf(line, "%s%u:%u %llu %s", prefix, major(st.st_dev),
+		      minor(st.st_dev), (unsigned long long)st.st_ino, mode);
 	if (id)
 		sprintf(line + len, " id %d", id);
 	return line;
