@@ -1,6 +1,6 @@
 # The front door.  Everything generated lies in build/.
 
-.PHONY: figures help run test check series kernel shell watch-test clean
+.PHONY: figures help run test test-long check series kernel shell watch-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -15,6 +15,9 @@ else
 test:
 	@tools/test
 endif
+
+test-long: ## coverage, data races, mutation, long random runs: two hours
+	@tools/test long
 
 check: build/ready ## the kernel series without running it: git am, checkpatch, sparse, W=1
 	@tools/check

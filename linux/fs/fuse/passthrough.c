@@ -430,14 +430,21 @@ static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
 }
 
 /*
- * Buffered requests are finished when the lower file system returns.  One
- * whose buffer may be a cached mapping of the inode has to be tried again.
+ * Buffered requests are finished when the lower file system returns.  Appends
+ * wait: the end of the file moves when one completes, and the next, if it came
+ * before, would go to the same place.  A request whose buffer may be a cached
+ * mapping of the inode has to be tried again.
  */
-static bool fuse_passthrough_is_async(struct kiocb *iocb,
+static bool fuse_passthrough_is_async(struct kiocb *iocb, struct file *lower,
 				      struct iov_iter *iter)
 {
-	return iocb->ki_flags & IOCB_DIRECT && !is_sync_kiocb(iocb) &&
-	       !(mapping_mapped(iocb->ki_filp->f_mapping) &&
+	int flags = iocb->ki_flags | lower->f_iocb_flags;
+
+	if (!(iocb->ki_flags & IOCB_DIRECT) || is_sync_kiocb(iocb))
+		return false;
+	if (flags & IOCB_APPEND && iov_iter_rw(iter) == WRITE)
+		return false;
+	return !(mapping_mapped(iocb->ki_filp->f_mapping) &&
 		 user_backed_iter(iter));
 }
 
@@ -461,7 +468,7 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 		return ret;
 
 	old_cred = override_creds(backing->cred);
-	if (fuse_passthrough_is_async(iocb, to))
+	if (fuse_passthrough_is_async(iocb, backing->file, to))
 		ret = fuse_passthrough_async(iocb, backing->file, to);
 	else
 		ret = fuse_passthrough_sync(iocb, backing->file, to);
@@ -636,7 +643,7 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 		return ret;
 
 	old_cred = override_creds(fuse_passthrough_write_cred(backing));
-	if (fuse_passthrough_is_async(iocb, from))
+	if (fuse_passthrough_is_async(iocb, lower, from))
 		ret = fuse_passthrough_async(iocb, lower, from);
 	else
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
@@ -959,6 +966,29 @@ static int fuse_passthrough_may_mmap(struct file *lower,
 	return 0;
 }
 
+/*
+ * Seals are not shown to modules, but a sealed file does not let itself be
+ * mapped for writing.  Ask it for that if mprotect() could do it later.
+ */
+static int fuse_passthrough_call_mmap(struct file *lower,
+				      struct vm_area_struct *vma)
+{
+	bool later = (vma->vm_flags & (VM_SHARED | VM_MAYWRITE | VM_WRITE)) ==
+		     (VM_SHARED | VM_MAYWRITE);
+	int err;
+
+	if (later)
+		vma->vm_flags |= VM_WRITE;
+	err = call_mmap(lower, vma);
+	if (later)
+		vma->vm_flags &= ~VM_WRITE;
+	if (!later || err != -EPERM)
+		return err;
+
+	vma->vm_flags &= ~VM_MAYWRITE;
+	return call_mmap(lower, vma);
+}
+
 static int fuse_passthrough_mmap_lower(struct fuse_passthrough_vma *fpv,
 				       struct fuse_backing *backing,
 				       struct vm_area_struct *vma)
@@ -980,8 +1010,12 @@ static int fuse_passthrough_mmap_lower(struct fuse_passthrough_vma *fpv,
 
 	vma_set_file(vma, backing->file);
 	old_cred = override_creds(backing->cred);
-	err = call_mmap(backing->file, vma);
+	err = fuse_passthrough_call_mmap(backing->file, vma);
 	revert_creds(old_cred);
+	if (fpv->writable && !(vma->vm_flags & VM_MAYWRITE)) {
+		mapping_unmap_writable(mapping);
+		fpv->writable = NULL;
+	}
 
 	return err;
 }

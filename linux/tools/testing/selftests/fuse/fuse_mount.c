@@ -78,6 +78,10 @@ int srv_mount_lower(const char *type)
 		return mount_disk("/dev/ram0", SRV_LOWER, type);
 	if (!strcmp(type, "xfs"))
 		return mount_disk("/dev/ram1", SRV_LOWER, type);
+	if (!strcmp(type, "ext4-disk"))
+		return mount_disk("/dev/vda", SRV_LOWER, "ext4");
+	if (!strcmp(type, "xfs-disk"))
+		return mount_disk("/dev/vdb", SRV_LOWER, "xfs");
 	if (!strcmp(type, "overlay"))
 		return mount_overlay(SRV_BASE "/ext4");
 	return -ENODEV;

@@ -709,6 +709,26 @@ TEST_F(disk, synchronous_lower_file)
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 }
 
+/* The opener asks for it, of what is spliced too. */
+TEST_F(disk, synchronous_opener)
+{
+	static const int sync[] = { O_DSYNC, O_SYNC };
+	unsigned int i;
+	int fd;
+
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	for (i = 0; i < ARRAY_SIZE(sync); i++) {
+		fd = open(FILE_MNT, O_RDWR | sync[i]);
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(BLOCK, pwrite(fd, data + BLOCK + i, BLOCK, 0));
+		ASSERT_TRUE(on_disk(data + BLOCK + i));
+		ASSERT_TRUE(splice_to(fd, data + 2 * BLOCK + i, BLOCK, 0));
+		ASSERT_TRUE(on_disk(data + 2 * BLOCK + i));
+		close(fd);
+	}
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
 static bool set_append_only(bool on)
 {
 	int flags = on ? FS_APPEND_FL : 0;
@@ -1177,6 +1197,8 @@ FIXTURE_VARIANT(freeze) {
 
 FIXTURE_VARIANT_ADD(freeze, ext4) { "ext4" };
 FIXTURE_VARIANT_ADD(freeze, xfs) { "xfs" };
+FIXTURE_VARIANT_ADD(freeze, ext4_disk) { "ext4-disk" };
+FIXTURE_VARIANT_ADD(freeze, xfs_disk) { "xfs-disk" };
 
 FIXTURE_SETUP(freeze)
 {
