@@ -493,6 +493,7 @@ void fuse_backing_show_ids(struct seq_file *m, struct fuse_dev *fud)
 }
 
 static void *fuse_backing_seq_start(struct seq_file *m, loff_t *pos)
+	__acquires(((struct fuse_conn *)m->private)->lock)
 {
 	struct fuse_conn *fc = m->private;
 
@@ -508,6 +509,7 @@ static void *fuse_backing_seq_next(struct seq_file *m, void *v, loff_t *pos)
 }
 
 static void fuse_backing_seq_stop(struct seq_file *m, void *v)
+	__releases(((struct fuse_conn *)m->private)->lock)
 {
 	struct fuse_conn *fc = m->private;
 

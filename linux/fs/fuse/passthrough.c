@@ -481,13 +481,19 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 
 /*
  * A write by a caller without CAP_FSETID takes setuid and setgid away, as it
- * would when the caller wrote the lower file itself.
+ * would when the caller wrote the lower file itself: setgid without group
+ * execute stays with a member of the group.
  */
 static const struct cred *fuse_passthrough_write_cred(struct fuse_backing *b)
 {
-	if (likely(!(file_inode(b->file)->i_mode & (S_ISUID | S_ISGID))))
+	struct inode *inode = file_inode(b->file);
+	umode_t mode = inode->i_mode;
+
+	if (likely(!(mode & (S_ISUID | S_ISGID))) || capable(CAP_FSETID))
 		return b->cred;
-	return capable(CAP_FSETID) ? b->cred : b->nofsetid_cred;
+	if (!(mode & (S_ISUID | 0010)) && in_group_p(inode->i_gid))
+		return b->cred;
+	return b->nofsetid_cred;
 }
 
 /*

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Who writes with which call, and which of setuid, setgid and file capabilities
+ * are left: through a server of root the same as by the caller's own write to
+ * the lower file, through an unprivileged one what neither of the two loses.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/xattr.h>
+#include <linux/aio_abi.h>
+#include <linux/capability.h>
+#include <linux/xattr.h>
+
+#include "fuse_test_files.h"
+
+#define FILE_MNT	SRV_MNT "/file"
+#define BARE_PATH	SRV_LOWER "/bare"
+#define STRANGER	2000
+
+enum caller { ROOT, ROOT_WITHOUT, OWNER, GROUP, OTHER, OTHER_WITH, CALLERS };
+
+static const char *const caller_name[] = {
+	"root", "root without CAP_FSETID", "owner", "member of the group",
+	"other user", "other user with CAP_FSETID",
+};
+
+enum call { WRITE, PWRITEV2, SPLICE, AIO, AIO_DIRECT, CALLS };
+
+static const char *const call_name[] = {
+	"write", "pwritev2", "splice", "aio", "aio, O_DIRECT",
+};
+
+static const mode_t modes[] = { 06777, 04777, 02777, 02767, 0777 };
+
+/* What is left of a file's privileges */
+struct left {
+	mode_t mode;
+	bool cap;
+};
+
+static int set_caps(bool fsetid)
+{
+	struct __user_cap_header_struct head = {
+		.version = _LINUX_CAPABILITY_VERSION_3,
+	};
+	struct __user_cap_data_struct cap[2];
+
+	if (syscall(SYS_capget, &head, cap))
+		return -1;
+	if (fsetid)
+		cap[0].effective |= 1 << CAP_FSETID;
+	else
+		cap[0].effective &= ~(1 << CAP_FSETID);
+	return syscall(SYS_capset, &head, cap);
+}
+
+static int become(enum caller who)
+{
+	gid_t group = who == GROUP ? USER : STRANGER;
+	uid_t user = who == OWNER ? USER : STRANGER;
+
+	if (who == ROOT)
+		return 0;
+	if (who == ROOT_WITHOUT)
+		return set_caps(false);
+	if (who == OWNER)
+		group = USER;
+	if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) || setgroups(0, NULL) ||
+	    setresgid(group, group, group) || setresuid(user, user, user))
+		return -1;
+	return who == OTHER_WITH ? set_caps(true) : 0;
+}
+
+static bool aio_write(int fd)
+{
+	struct iocb iocb = {
+		.aio_lio_opcode = IOCB_CMD_PWRITE,
+		.aio_fildes = fd,
+		.aio_buf = (uintptr_t)data,
+		.aio_nbytes = BLOCK,
+	};
+	struct iocb *list = &iocb;
+	struct io_event event;
+	aio_context_t ctx = 0;
+
+	return !syscall(__NR_io_setup, 1, &ctx) &&
+	       syscall(__NR_io_submit, ctx, 1, &list) == 1 &&
+	       syscall(__NR_io_getevents, ctx, 1, 1, &event, NULL) == 1 &&
+	       event.res == BLOCK;
+}
+
+static bool splice_write(int fd)
+{
+	loff_t offset = 0;
+	int end[2];
+
+	return !pipe(end) && write(end[1], data, BLOCK) == BLOCK &&
+	       splice(end[0], NULL, fd, &offset, BLOCK, 0) == BLOCK;
+}
+
+static bool do_call(int fd, enum call call)
+{
+	struct iovec iov = { data, BLOCK };
+
+	switch (call) {
+	case WRITE:
+		return write(fd, data, BLOCK) == BLOCK;
+	case PWRITEV2:
+		return pwritev2(fd, &iov, 1, 0, RWF_DSYNC) == BLOCK;
+	case SPLICE:
+		return splice_write(fd);
+	default:
+		return aio_write(fd);
+	}
+}
+
+/* A server has nothing to do with the write itself. */
+static int asked(struct srv *srv)
+{
+	return srv->seen[FUSE_WRITE] + srv->seen[FUSE_GETATTR] +
+	       srv->seen[FUSE_SETATTR] + srv->seen[FUSE_GETXATTR];
+}
+
+/* 0 if the caller could write, and the server was not asked */
+static int write_as(struct srv *srv, const char *path, enum caller who,
+		    enum call call)
+{
+	int fd, before, status = -1;
+	pid_t pid = fork();
+
+	if (pid) {
+		waitpid(pid, &status, 0);
+		return status;
+	}
+	if (become(who))
+		_exit(1);
+	fd = open(path, O_WRONLY | (call == AIO_DIRECT ? O_DIRECT : 0));
+	if (fd < 0)
+		_exit(2);
+	before = asked(srv);
+	if (!do_call(fd, call))
+		_exit(3);
+	_exit(asked(srv) == before ? 0 : 4);
+}
+
+static bool prepare(const char *path, mode_t mode, bool cap)
+{
+	const struct vfs_cap_data data = {
+		.magic_etc = VFS_CAP_REVISION_2,
+		.data[0].permitted = 1 << CAP_CHOWN,
+	};
+
+	return !chown(path, USER, USER) && !chmod(path, mode) &&
+	       (!cap || !setxattr(path, XATTR_NAME_CAPS, &data,
+				  XATTR_CAPS_SZ_2, 0));
+}
+
+static struct left left_of(const char *path)
+{
+	struct left left = { 0 };
+	struct stat st;
+
+	if (!stat(path, &st))
+		left.mode = st.st_mode & 07777;
+	left.cap = getxattr(path, XATTR_NAME_CAPS, back, 100) > 0;
+	return left;
+}
+
+FIXTURE(privilege) {
+	struct srv *srv;
+};
+
+FIXTURE_VARIANT(privilege) {
+	const char *fs;
+	enum way way;
+	uid_t server;
+};
+
+FIXTURE_VARIANT_ADD(privilege, ext4) { "ext4", BY_REQUEST, 0 };
+FIXTURE_VARIANT_ADD(privilege, xfs_id) { "xfs", BY_ID, 0 };
+FIXTURE_VARIANT_ADD(privilege, ext4_user) { "ext4", BY_REQUEST, USER };
+FIXTURE_VARIANT_ADD(privilege, xfs_id_user) { "xfs", BY_ID, USER };
+
+FIXTURE_SETUP(privilege)
+{
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower(variant->fs));
+	ASSERT_TRUE(make_lower(LOWER, 0777, BLOCK));
+	ASSERT_TRUE(make_lower(BARE_PATH, 0777, BLOCK));
+	ASSERT_TRUE(prepare(LOWER, 0777, false));
+	self->srv = srv_new();
+	ASSERT_NE(NULL, self->srv);
+	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, self->srv->lower);
+	self->srv->mode = mode_for(variant->way);
+	self->srv->uid = variant->server;
+	self->srv->options = "allow_other";
+	self->srv->timeout = 280;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	close(self->srv->lower);
+}
+
+FIXTURE_TEARDOWN(privilege)
+{
+	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+}
+
+/* What the bare file is left with */
+static struct left bare_left(struct __test_metadata *_metadata, struct srv *srv,
+			     enum caller who, enum call call, mode_t mode,
+			     bool cap)
+{
+	EXPECT_TRUE(prepare(BARE_PATH, mode, cap));
+	EXPECT_EQ(0, write_as(srv, BARE_PATH, who, call));
+	return left_of(BARE_PATH);
+}
+
+static void check(struct __test_metadata *_metadata, struct srv *srv,
+		  uid_t server, enum caller who, enum call call, mode_t mode)
+{
+	bool cap = mode == 0777;
+	struct left want, left, own;
+
+	want = bare_left(_metadata, srv, who, call, mode, cap);
+	if (server) {
+		own = bare_left(_metadata, srv, OWNER, call, mode, cap);
+		/* The server is in the group, and the lower file asks it alone */
+		want.mode |= mode & S_IXGRP ? 0 : S_ISGID;
+		want.mode &= own.mode;
+		want.cap &= own.cap;
+	}
+	ASSERT_TRUE(prepare(LOWER, mode, cap));
+	ASSERT_EQ(0, write_as(srv, FILE_MNT, who, call));
+	left = left_of(LOWER);
+	EXPECT_EQ(want.mode, left.mode) {
+		TH_LOG("%s by %s, mode %04o", call_name[call],
+		       caller_name[who], mode);
+	}
+	EXPECT_EQ(want.cap, left.cap);
+	/* And it is seen at once. */
+	left = left_of(FILE_MNT);
+	EXPECT_EQ(want.mode, left.mode);
+}
+
+TEST_F_TIMEOUT(privilege, as_bare, 300)
+{
+	enum caller who;
+	enum call call;
+	unsigned int i;
+
+	for (who = 0; who < CALLERS; who++)
+		for (call = 0; call < CALLS; call++)
+			for (i = 0; i < ARRAY_SIZE(modes); i++)
+				check(_metadata, self->srv, variant->server,
+				      who, call, modes[i]);
+}
+
+TEST_HARNESS_MAIN
