@@ -233,7 +233,7 @@ static void check(struct __test_metadata *_metadata, struct srv *srv,
 	if (server) {
 		own = bare_left(_metadata, srv, OWNER, call, mode, cap);
 		/* The server is in the group, and the lower file asks it alone */
-		want.mode |= mode & S_IXGRP ? 0 : S_ISGID;
+		want.mode |= mode & 0010 ? 0 : S_ISGID;
 		want.mode &= own.mode;
 		want.cap &= own.cap;
 	}
