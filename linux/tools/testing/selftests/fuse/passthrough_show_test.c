@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/sysmacros.h>
 
 #include "fuse_test_files.h"
@@ -289,6 +290,80 @@ TEST_F(show, privileged_server)
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	close(fd);
+}
+
+/* As many ids as the caller may have files open */
+static int register_too_many(const char *path)
+{
+	struct rlimit limit = { 40, 40 };
+	int i, id, fd = open(path, O_PATH);
+
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		return 1;
+	for (i = 0; i < 40; i++) {
+		id = srv_backing_open(dev, fd);
+		if (id < 0)
+			return 2;
+	}
+	return srv_backing_open(dev, fd) == -EMFILE ? 0 : 3;
+}
+
+TEST_F(show, no_such_id)
+{
+	int fd, dir = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+
+	ASSERT_EQ(-EBADF, srv_backing_open(self->srv->dev, -1));
+	ASSERT_EQ(-EISDIR, srv_backing_open(self->srv->dev, dir));
+	ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, 77));
+	close(dir);
+	dev = self->srv->dev;
+	ASSERT_EQ(0, as_user(register_too_many, LOWER));
+	/* A device that has no connection has nothing to show. */
+	fd = open("/dev/fuse", O_RDWR);
+	ASSERT_TRUE(read_fdinfo(fd));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
+	close(fd);
+}
+
+static int registered_by_user;
+
+static int register_as_user(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+
+	registered_by_user = srv_backing_open(dev, fd);
+	return registered_by_user;
+}
+
+static int answer_with_that(struct srv *srv, struct srv_req *req,
+			    struct fuse_entry_out *entry,
+			    struct fuse_open_out *out)
+{
+	out->open_flags |= FOPEN_PASSTHROUGH;
+	out->backing_id = registered_by_user;
+	return SRV_GO_ON;
+}
+
+/* Who may only read gives no more, whatever the server may. */
+TEST_F(show, registrant_may_only_read)
+{
+	int fd;
+
+	ASSERT_EQ(0, chmod(LOWER, 0644));
+	dev = self->srv->dev;
+	registered_by_user = as_user(register_as_user, LOWER);
+	ASSERT_LT(0, registered_by_user);
+	self->srv->mode = SRV_PLAIN;
+	self->srv->on_open = answer_with_that;
+	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
+	ASSERT_EQ(EACCES, errno);
+	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	fd = open(FILE_MNT, O_RDONLY);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(BLOCK, pread(fd, back, sizeof(back), 0));
+	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	close(fd);
+	ASSERT_EQ(0, srv_backing_close(dev, registered_by_user));
 }
 
 static long slab_of_cgroup(void)
