@@ -1,6 +1,6 @@
 # The front door.  Everything generated lies in build/.
 
-.PHONY: figures help run test test-long check series kernel shell watch-test clean
+.PHONY: figures help run test test-long coverage mutate check series kernel shell watch-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -18,6 +18,13 @@ endif
 
 test-long: ## coverage, data races, mutation, long random runs: two hours
 	@tools/test long
+
+coverage: build/ready ## which lines of passthrough.c and backing.c the kselftests reach
+	@tools/coverage
+
+mutate: build/ready ## small faults put into them one at a time: does a test see each?
+	@vm/kernel module
+	@tools/mutate
 
 check: build/ready ## the kernel series without running it: git am, checkpatch, sparse, W=1
 	@tools/check
