@@ -163,7 +163,7 @@ static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
 	lockdep_assert_held(&inode->i_rwsem);
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
-	size = min(end, i_size_read(file_inode(lower)));
+	size = min(end, data_race(i_size_read(file_inode(lower))));
 	if (size > inode->i_size)
 		i_size_write(inode, size);
 	spin_unlock(&fi->lock);
