@@ -83,12 +83,13 @@ static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
 {
 	loff_t end = pos + count - 1;
 
-	if (likely(!inode->i_mapping->nrpages &&
+	if (likely(!READ_ONCE(inode->i_mapping->nrpages) &&
 		   !fuse_passthrough_in_writeback(inode)) || !count)
 		return 0;
 	if (ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
-	if (ki_flags & IOCB_APPEND || end >= i_size_read(file_inode(lower)))
+	if (ki_flags & IOCB_APPEND ||
+	    end >= data_race(i_size_read(file_inode(lower))))
 		return fuse_passthrough_flush_range(inode, 0, LLONG_MAX);
 	return fuse_passthrough_flush_range(inode, pos, end);
 }
@@ -181,7 +182,7 @@ static bool fuse_passthrough_wrote_in_place(struct inode *inode, loff_t end,
 	u32 mask = FUSE_STATX_MODSIZE;
 	bool moves;
 
-	if (written > 0 && unlikely(inode->i_mapping->nrpages))
+	if (written > 0 && unlikely(READ_ONCE(inode->i_mapping->nrpages)))
 		return false;
 
 	spin_lock(&fi->lock);
