@@ -88,6 +88,7 @@ static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
 		return 0;
 	if (ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
+	/* Others may append meanwhile */
 	if (ki_flags & IOCB_APPEND ||
 	    end >= data_race(i_size_read(file_inode(lower))))
 		return fuse_passthrough_flush_range(inode, 0, LLONG_MAX);
@@ -164,6 +165,7 @@ static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
 	lockdep_assert_held(&inode->i_rwsem);
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
+	/* Whatever others append meanwhile */
 	size = min(end, data_race(i_size_read(file_inode(lower))));
 	if (size > inode->i_size)
 		i_size_write(inode, size);
