@@ -89,8 +89,8 @@ static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
 	if (ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
 	/* Others may append meanwhile */
-	if (ki_flags & IOCB_APPEND ||
-	    end >= data_race(i_size_read(file_inode(lower))))
+	if (end >= data_race(i_size_read(file_inode(lower))) ||
+	    ki_flags & IOCB_APPEND)
 		return fuse_passthrough_flush_range(inode, 0, LLONG_MAX);
 	return fuse_passthrough_flush_range(inode, pos, end);
 }
