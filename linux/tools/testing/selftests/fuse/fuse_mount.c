@@ -37,17 +37,18 @@ int srv_namespace(void)
 	return 0;
 }
 
-static int mount_disk(const char *disk, const char *dir, const char *type)
+static int mount_disk(const char *disk, const char *dir, const char *type,
+		      const char *options)
 {
 	char command[128];
 
-	if (!mount(disk, dir, type, 0, NULL))
+	if (!mount(disk, dir, type, 0, options))
 		return 0;
 	snprintf(command, sizeof(command), "mkfs.%s -q %s %s >&2", type,
 		 strcmp(type, "ext4") ? "-f" : "-F", disk);
 	if (system(command))
 		return -EIO;
-	return srv_result(mount(disk, dir, type, 0, NULL));
+	return srv_result(mount(disk, dir, type, 0, options));
 }
 
 static int mount_overlay(const char *base)
@@ -57,7 +58,7 @@ static int mount_overlay(const char *base)
 	int i, dir, err;
 
 	mkdir(base, 0777);
-	err = mount_disk("/dev/ram0", base, "ext4");
+	err = mount_disk("/dev/ram0", base, "ext4", NULL);
 	if (err)
 		return err;
 	dir = open(base, O_PATH | O_DIRECTORY);
@@ -75,13 +76,15 @@ int srv_mount_lower(const char *type)
 	if (!strcmp(type, "tmpfs"))
 		return srv_result(mount(type, SRV_LOWER, type, 0, "size=64m"));
 	if (!strcmp(type, "ext4"))
-		return mount_disk("/dev/ram0", SRV_LOWER, type);
+		return mount_disk("/dev/ram0", SRV_LOWER, type, NULL);
 	if (!strcmp(type, "xfs"))
-		return mount_disk("/dev/ram1", SRV_LOWER, type);
+		return mount_disk("/dev/ram1", SRV_LOWER, type, NULL);
+	if (!strcmp(type, "xfs-quota"))
+		return mount_disk("/dev/ram1", SRV_LOWER, "xfs", "usrquota");
 	if (!strcmp(type, "ext4-disk"))
-		return mount_disk("/dev/vda", SRV_LOWER, "ext4");
+		return mount_disk("/dev/vda", SRV_LOWER, "ext4", NULL);
 	if (!strcmp(type, "xfs-disk"))
-		return mount_disk("/dev/vdb", SRV_LOWER, "xfs");
+		return mount_disk("/dev/vdb", SRV_LOWER, "xfs", NULL);
 	if (!strcmp(type, "overlay"))
 		return mount_overlay(SRV_BASE "/ext4");
 	return -ENODEV;

@@ -360,6 +360,55 @@ TEST_F(life, deleted_below)
 	ASSERT_EQ(0, umount2(SPARE, 0));
 }
 
+/* Another file takes its name, and then it is cut, all behind our back. */
+TEST_F(life, replaced_and_cut_below)
+{
+	int fd, other;
+	pid_t pid;
+	char *map;
+	int status;
+
+	ASSERT_EQ(0, truncate(SPARE_FILE, 2 * BLOCK));
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, map[BLOCK]);
+	other = open(SPARE_FILE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, other);
+	ASSERT_TRUE(make_lower(SPARE "/new", 0666, BLOCK));
+	ASSERT_EQ(0, rename(SPARE "/new", SPARE_FILE));
+	ASSERT_TRUE(reads(fd, spare_data));
+	ASSERT_EQ(BLOCK, pwrite(other, data + 7, BLOCK, 0));
+	ASSERT_TRUE(reads(fd, data + 7));
+	ASSERT_EQ(0, memcmp(map, data + 7, BLOCK));
+
+	ASSERT_EQ(0, ftruncate(other, 100));
+	ASSERT_EQ(100, pread(fd, back, BLOCK, 0));
+	ASSERT_EQ(0, memcmp(data + 7, back, 100));
+	ASSERT_EQ(0, pread(fd, back, BLOCK, 100));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		map[BLOCK] = 1;
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSIGNALED(status));
+	ASSERT_EQ(SIGBUS, WTERMSIG(status));
+	ASSERT_EQ(BLOCK, pwrite(fd, data + 8, BLOCK, BLOCK));
+	ASSERT_EQ(2 * BLOCK, size_of(other));
+	ASSERT_EQ(0, memcmp(map + BLOCK, data + 8, BLOCK));
+	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, munmap(map, 2 * BLOCK));
+	close(other);
+	close(fd);
+	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_EQ(0, umount2(SPARE, 0));
+}
+
 /* RELEASE comes after the last piece of the last mapping. */
 TEST_F(life, mapping_in_pieces)
 {
@@ -1309,6 +1358,31 @@ TEST_F(freeze, holds_aio)
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 4 * BLOCK, 4 * BLOCK));
 	ASSERT_EQ(0, syscall(__NR_io_destroy, writer.ctx));
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
+/* The server dies while writes of its files wait for the thaw. */
+TEST_F(dead, writes_in_flight)
+{
+	int dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
+	struct aio_writer writer = { 0 };
+
+	ASSERT_LE(0, dir);
+	writer.fd = open(FILE_MNT, O_RDWR | O_DIRECT);
+	ASSERT_LE(0, writer.fd);
+	ASSERT_EQ(0, syscall(__NR_io_setup, AIO_DEPTH, &writer.ctx));
+	ASSERT_EQ(0, ioctl(dir, FIFREEZE));
+	ASSERT_EQ(0, pthread_create(&writer.id, NULL, submit_aio, &writer));
+	ASSERT_TRUE(wait_blocked(&writer.tid));
+	ASSERT_TRUE(die(self->srv, variant->kill));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data, 4 * BLOCK));
+	ASSERT_EQ(0, ioctl(dir, FITHAW));
+	ASSERT_EQ(0, pthread_join(writer.id, NULL));
+	ASSERT_EQ(AIO_DEPTH, writer.submitted);
+	ASSERT_TRUE(aio_landed(&writer));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 4 * BLOCK, 4 * BLOCK));
+	ASSERT_EQ(0, syscall(__NR_io_destroy, writer.ctx));
+	close(writer.fd);
+	close(dir);
 }
 
 /* The protection of each write goes with its completion. */

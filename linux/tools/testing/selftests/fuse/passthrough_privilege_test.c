@@ -3,17 +3,20 @@
  * Who writes with which call, and which of setuid, setgid and file capabilities
  * are left: through a server of root the same as by the caller's own write to
  * the lower file, through an unprivileged one what neither of the two loses.
+ * And whose quota a write counts against: that of the file's owner.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/quota.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
 #include <linux/aio_abi.h>
 #include <linux/capability.h>
+#include <linux/dqblk_xfs.h>
 #include <linux/xattr.h>
 
 #include "fuse_test_files.h"
@@ -171,6 +174,24 @@ static struct left left_of(const char *path)
 	return left;
 }
 
+/* A server of this user on SRV_MNT */
+static struct srv *serve_as(struct __test_metadata *_metadata, enum way way,
+			    uid_t user)
+{
+	struct srv *srv = srv_new();
+
+	ASSERT_NE(NULL, srv);
+	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, srv->lower);
+	srv->mode = mode_for(way);
+	srv->uid = user;
+	srv->options = "allow_other";
+	srv->timeout = 490;
+	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	close(srv->lower);
+	return srv;
+}
+
 FIXTURE(privilege) {
 	struct srv *srv;
 };
@@ -192,16 +213,7 @@ FIXTURE_SETUP(privilege)
 	ASSERT_TRUE(make_lower(LOWER, 0777, BLOCK));
 	ASSERT_TRUE(make_lower(BARE_PATH, 0777, BLOCK));
 	ASSERT_TRUE(prepare(LOWER, 0777, false));
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
-	self->srv->mode = mode_for(variant->way);
-	self->srv->uid = variant->server;
-	self->srv->options = "allow_other";
-	self->srv->timeout = 490;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	close(self->srv->lower);
+	self->srv = serve_as(_metadata, variant->way, variant->server);
 }
 
 FIXTURE_TEARDOWN(privilege)
@@ -259,6 +271,96 @@ TEST_F_TIMEOUT(privilege, as_bare, 500)
 			for (i = 0; i < ARRAY_SIZE(modes); i++)
 				check(_metadata, self->srv, variant->server,
 				      who, call, modes[i]);
+}
+
+/* Quota */
+
+#define QUOTA		(100 * BLOCK)
+
+FIXTURE(quota) {
+	struct srv *srv;
+};
+
+FIXTURE_VARIANT(quota) {
+	enum way way;
+	uid_t server;
+	int flags;
+};
+
+FIXTURE_VARIANT_ADD(quota, root) { BY_REQUEST, 0, 0 };
+FIXTURE_VARIANT_ADD(quota, root_direct) { BY_ID, 0, O_DIRECT };
+FIXTURE_VARIANT_ADD(quota, user) { BY_ID, USER, 0 };
+FIXTURE_VARIANT_ADD(quota, user_direct) { BY_REQUEST, USER, O_DIRECT };
+
+/* Bytes that files of USER may take, 0: any number */
+static bool limit_user(off_t bytes)
+{
+	struct fs_disk_quota quota = {
+		.d_version = FS_DQUOT_VERSION,
+		.d_flags = FS_USER_QUOTA,
+		.d_fieldmask = FS_DQ_BHARD,
+		.d_id = USER,
+		.d_blk_hardlimit = bytes / 512,
+	};
+
+	return !syscall(SYS_quotactl, QCMD(Q_XSETQLIM, USRQUOTA), "/dev/ram1",
+			USER, &quota);
+}
+
+FIXTURE_SETUP(quota)
+{
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower("xfs-quota"));
+	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
+	ASSERT_TRUE(make_lower(BARE_PATH, 0666, 0));
+	ASSERT_TRUE(prepare(LOWER, 0666, false));
+	ASSERT_TRUE(prepare(BARE_PATH, 0666, false));
+	ASSERT_TRUE(limit_user(QUOTA));
+	self->srv = serve_as(_metadata, variant->way, variant->server);
+}
+
+FIXTURE_TEARDOWN(quota)
+{
+	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_TRUE(limit_user(0));
+	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+}
+
+/* Writes until there is an error: the errno, and where it was. */
+static int fill_up(const char *path, int flags, off_t *end, int *writes)
+{
+	int fd = open(path, O_RDWR | flags);
+	ssize_t n = fd < 0 ? -errno : 1;
+
+	for (*writes = 0, *end = 0; n > 0; *end += n > 0 ? n : 0, ++*writes)
+		n = srv_result(pwrite(fd, data, 32 * BLOCK, *end));
+	if (*end != size_of(fd))
+		n = -EUCLEAN;
+	if (ftruncate(fd, 0))
+		n = -errno;
+	close(fd);
+	return n;
+}
+
+/* The last write that does anything is a short one. */
+TEST_F(quota, as_bare)
+{
+	off_t end, bare_end;
+	int writes, bare_writes;
+
+	ASSERT_EQ(-EDQUOT, fill_up(BARE_PATH, variant->flags, &bare_end,
+				   &bare_writes));
+	ASSERT_LT(0, bare_end);
+	ASSERT_GE(QUOTA, bare_end);
+	ASSERT_EQ(-EDQUOT, fill_up(FILE_MNT, variant->flags, &end, &writes));
+	ASSERT_EQ(bare_end, end);
+	ASSERT_EQ(bare_writes, writes);
+	/* Nothing is lost of what others may still write. */
+	ASSERT_TRUE(limit_user(2 * QUOTA));
+	ASSERT_EQ(-EDQUOT, fill_up(FILE_MNT, variant->flags, &end, &writes));
+	ASSERT_LT(QUOTA, end);
 }
 
 TEST_HARNESS_MAIN
