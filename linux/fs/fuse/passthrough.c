@@ -356,16 +356,16 @@ static bool fuse_passthrough_met_fault(struct kiocb *iocb,
 	return missing;
 }
 
-/* Were any pages made accessible? */
-static bool fuse_passthrough_fault_in(struct iov_iter *iter)
+/* Makes pages accessible, and tells of how many bytes it could not */
+static size_t fuse_passthrough_fault_in(struct iov_iter *iter)
 {
 	size_t left = iov_iter_count(iter);
 
 	if (fatal_signal_pending(current))
-		return false;
+		return left;
 	if (iov_iter_rw(iter) == READ)
-		return fault_in_iov_iter_writeable(iter, left) < left;
-	return fault_in_iov_iter_readable(iter, left) < left;
+		return fault_in_iov_iter_writeable(iter, left);
+	return fault_in_iov_iter_readable(iter, left);
 }
 
 static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
@@ -394,6 +394,7 @@ static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
 static ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
 					    struct iov_iter *iter)
 {
+	size_t missing = 0;
 	ssize_t ret, done;
 
 	/* The rest of an append would go behind what others append */
@@ -402,8 +403,11 @@ static ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
 
 	done = fuse_passthrough_submit_nofault(iocb, iter);
 	ret = done;
-	while (fuse_passthrough_met_fault(iocb, iter, ret) &&
-	       fuse_passthrough_fault_in(iter)) {
+	/* What can't be had is left to one last attempt */
+	while (!missing && fuse_passthrough_met_fault(iocb, iter, ret)) {
+		missing = fuse_passthrough_fault_in(iter);
+		if (missing == iov_iter_count(iter))
+			break;
 		ret = fuse_passthrough_submit_nofault(iocb, iter);
 		if (ret > 0)
 			done = max_t(ssize_t, done, 0) + ret;
