@@ -307,10 +307,11 @@ TEST_F_TIMEOUT(calls, rwf_flags, 250)
 			}
 			ASSERT_TRUE(cut_both(self->fd, self->lower));
 		}
-		for (flags = all + 1; flags; flags <<= 1)
-			same = transfer_everywhere(_metadata, self->fd, self->lower,
-						   flags, at_once);
+		for (flags = all + 1; flags; flags <<= 1) {
+			same = transfer_everywhere(_metadata, self->fd,
+						   self->lower, flags, at_once);
 			ASSERT_TRUE(same);
+		}
 	}
 	TH_LOG("without waiting: %d, bare %d", at_once[PASSED],
 	       at_once[ITSELF]);
