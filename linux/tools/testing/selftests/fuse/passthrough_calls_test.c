@@ -66,7 +66,16 @@ FIXTURE_SETUP(calls)
 		ASSERT_LE(0, self->lower[i]);
 		self->fd[i] = -1;
 	}
-	self->srv = serve_lower(_metadata, variant->way, 0);
+	self->srv = srv_new();
+	ASSERT_NE(NULL, self->srv);
+	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, self->srv->lower);
+	self->srv->mode = mode_for(variant->way);
+	/* For an overlay */
+	self->srv->max_stack_depth = 2;
+	self->srv->timeout = 240;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	close(self->srv->lower);
 }
 
 FIXTURE_TEARDOWN(calls)
