@@ -16,6 +16,7 @@
 #define PRIVILEGED	"/sys/module/fuse/parameters/passthrough_privileged"
 #define CONTROL		SRV_BASE "/control"
 #define CGROUPS		SRV_BASE "/cgroups"
+#define SECRET		SRV_LOWER "/secret"
 
 static char text[1 << 16];
 
@@ -364,6 +365,64 @@ TEST_F(show, registrant_may_only_read)
 	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
 	close(fd);
 	ASSERT_EQ(0, srv_backing_close(dev, registered_by_user));
+}
+
+/* What a setuid program is made to answer, with the device for its stdout */
+static struct {
+	bool passthrough;
+	int id;
+} words;
+
+static int answer_by_program(struct srv *srv, struct srv_req *req,
+			     struct fuse_entry_out *entry,
+			     struct fuse_open_out *out)
+{
+	struct {
+		struct fuse_out_header head;
+		struct fuse_open_out out;
+	} answer = {
+		.head = { .len = sizeof(answer), .unique = req->in.unique },
+		.out = *out,
+	};
+	pid_t pid;
+
+	if (words.passthrough)
+		answer.out.open_flags |= FOPEN_PASSTHROUGH;
+	answer.out.backing_id = words.id;
+	pid = fork();
+	if (!pid) {
+		/* It has what the server has not, and asks as stdio does. */
+		if (open(SECRET, O_RDWR) < 0 ||
+		    dup2(req->dev, STDOUT_FILENO) < 0 || isatty(STDOUT_FILENO))
+			_exit(1);
+		_exit(write(STDOUT_FILENO, &answer, sizeof(answer)) < 0);
+	}
+	waitpid(pid, NULL, 0);
+	return SRV_TAKEN;
+}
+
+/* No word of an answer means a descriptor of who writes it. */
+TEST_F(show, setuid_program)
+{
+	int fd, id;
+
+	ASSERT_TRUE(make_lower(SECRET, 0600, BLOCK));
+	self->srv->on_open = answer_by_program;
+	for (id = 0; id < 16; id++) {
+		words.id = id;
+		words.passthrough = true;
+		ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
+		ASSERT_EQ(EIO, errno);
+		words.passthrough = false;
+		fd = open(FILE_MNT, O_RDWR);
+		ASSERT_LE(0, fd);
+		ASSERT_TRUE(read_fdinfo(fd));
+		ASSERT_EQ(NULL, strstr(text, "passthrough"));
+		close(fd);
+	}
+	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 2 * id));
+	ASSERT_TRUE(read_control());
+	ASSERT_STREQ("", text);
 }
 
 static long slab_of_cgroup(void)
