@@ -5,10 +5,12 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/sysmacros.h>
+#include <linux/fs.h>
 
 #include "fuse_test_files.h"
 
@@ -365,6 +367,84 @@ TEST_F(show, registrant_may_only_read)
 	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
 	close(fd);
 	ASSERT_EQ(0, srv_backing_close(dev, registered_by_user));
+}
+
+static int path_id;
+
+/* All opens by one id, of a descriptor that itself can do nothing */
+static int open_by_path_id(struct srv *srv, struct srv_req *req)
+{
+	struct fuse_open_out out = {
+		.open_flags = FOPEN_PASSTHROUGH, .backing_id = path_id,
+	};
+
+	if (req->in.opcode == FUSE_OPEN)
+		srv_reply_open(req, NULL, &out);
+	else if (req->in.opcode == FUSE_RELEASE)
+		srv_reply(req, 0, NULL, 0);
+	else
+		return SRV_GO_ON;
+	return SRV_TAKEN;
+}
+
+/* What an open of the FUSE file says */
+static int try_open(int flags)
+{
+	int fd = srv_result(open(FILE_MNT, flags));
+
+	if (fd >= 0)
+		close(fd);
+	return fd < 0 ? fd : 0;
+}
+
+static int set_lower_flags(int lower, int flags)
+{
+	return srv_result(ioctl(lower, FS_IOC_SETFLAGS, &flags));
+}
+
+static int remount_lower(unsigned long flags)
+{
+	return srv_result(mount(NULL, SRV_LOWER, NULL, MS_REMOUNT | flags,
+				NULL));
+}
+
+/* Each open by an id asks what an open of the lower file asks. */
+TEST_F(show, open_by_id_asks_all)
+{
+	int lower = open(LOWER, O_RDONLY);
+	int path = open(LOWER, O_PATH);
+
+	path_id = srv_backing_open(self->srv->dev, path);
+	ASSERT_LT(0, path_id);
+	self->srv->on_request = open_by_path_id;
+	ASSERT_EQ(0, try_open(O_RDWR));
+
+	ASSERT_EQ(0, set_lower_flags(lower, FS_APPEND_FL));
+	ASSERT_EQ(-EPERM, try_open(O_RDWR));
+	ASSERT_EQ(-EPERM, try_open(O_WRONLY));
+	ASSERT_EQ(0, try_open(O_WRONLY | O_APPEND));
+	ASSERT_EQ(0, try_open(O_RDONLY));
+	ASSERT_EQ(0, set_lower_flags(lower, FS_IMMUTABLE_FL));
+	ASSERT_EQ(-EPERM, try_open(O_RDWR));
+	ASSERT_EQ(-EPERM, try_open(O_WRONLY | O_APPEND));
+	ASSERT_EQ(0, try_open(O_RDONLY));
+	ASSERT_EQ(0, set_lower_flags(lower, 0));
+	ASSERT_EQ(0, remount_lower(MS_RDONLY));
+	ASSERT_EQ(-EROFS, try_open(O_RDWR));
+	ASSERT_EQ(0, try_open(O_RDONLY));
+	ASSERT_EQ(0, remount_lower(0));
+	ASSERT_EQ(0, try_open(O_RDWR | O_NOATIME));
+
+	/* Who registers is asked, not who opens. */
+	ASSERT_EQ(0, chmod(LOWER, 0644));
+	dev = self->srv->dev;
+	path_id = as_user(register_as_user, LOWER);
+	ASSERT_LT(0, path_id);
+	ASSERT_EQ(0, try_open(O_RDONLY));
+	ASSERT_EQ(-EPERM, try_open(O_RDONLY | O_NOATIME));
+	ASSERT_EQ(-EACCES, try_open(O_WRONLY));
+	close(path);
+	close(lower);
 }
 
 /* What a setuid program is made to answer, with the device for its stdout */
