@@ -196,6 +196,9 @@ static void choose(struct step *step, unsigned int *random)
 	step->fd = next_random(random) % FDS;
 	if (step->what == APPEND)
 		step->fd = ID_APPEND;
+	/* The end of a file is no whole block: bare says -EINVAL, FUSE copies. */
+	if (step->what == COPY && step->fd == REQUEST_DIRECT)
+		step->fd = REQUEST;
 	step->len = 1 + next_random(random) % MAX_LEN;
 	step->offset = next_random(random) % (MAX_SIZE - MAX_LEN);
 	if (step->fd == REQUEST_DIRECT || next_random(random) % 4 == 0) {
