@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -49,6 +50,15 @@ static inline void make_data(void)
 		x = x * 1103515245 + 12345;
 		data[i] = x >> 16;
 	}
+}
+
+/* A seed gives the same numbers everywhere. */
+static inline unsigned int next_random(unsigned int *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 17;
+	*state ^= *state << 5;
+	return *state;
 }
 
 static inline bool all_zero(const char *p, size_t len)
@@ -91,6 +101,12 @@ static inline bool lower_is(off_t size, off_t offset, const char *bytes,
 	       !memcmp(back, bytes, len);
 	close(fd);
 	return same;
+}
+
+static inline int remount_lower(unsigned long flags)
+{
+	return srv_result(mount(NULL, SRV_LOWER, NULL, MS_REMOUNT | flags,
+				NULL));
 }
 
 /* A server on SRV_MNT for SRV_LOWER. */

@@ -96,14 +96,6 @@ FIXTURE_VARIANT_ADD(diff, tmpfs) {
 
 FIXTURE_VARIANT_ADD(diff, tmpfs_writeback) { "tmpfs", FUSE_WRITEBACK_CACHE, 0 };
 
-static unsigned int next_random(unsigned int *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 17;
-	*state ^= *state << 5;
-	return *state;
-}
-
 /* tmpfs has no O_DIRECT, and the server has to be told what to answer. */
 static int open_one(struct srv *srv, const char *fs, int target, int i,
 		    const char *path, int more)

@@ -60,12 +60,6 @@ FIXTURE_TEARDOWN(mounts)
 	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
 }
 
-static int remount(unsigned long flags)
-{
-	return srv_result(mount(NULL, SRV_LOWER, NULL, MS_REMOUNT | flags,
-				NULL));
-}
-
 TEST_F(mounts, read_only_below)
 {
 	int fd, writer;
@@ -76,15 +70,15 @@ TEST_F(mounts, read_only_below)
 	fd = open(FILE_MNT, O_RDONLY);
 	ASSERT_LE(0, fd);
 	/* As long as somebody may write */
-	ASSERT_EQ(-EBUSY, remount(MS_RDONLY));
+	ASSERT_EQ(-EBUSY, remount_lower(MS_RDONLY));
 	close(writer);
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, remount(MS_RDONLY));
+	ASSERT_EQ(0, remount_lower(MS_RDONLY));
 	ASSERT_EQ(4 * BLOCK, pread(fd, back, sizeof(back), 0));
 	ASSERT_EQ(0, memcmp(data, back, 4 * BLOCK));
 	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
 	ASSERT_EQ(EROFS, errno);
-	ASSERT_EQ(0, remount(0));
+	ASSERT_EQ(0, remount_lower(0));
 	writer = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, writer);
 	ASSERT_EQ(1, pwrite(writer, "x", 1, 0));

@@ -402,12 +402,6 @@ static int set_lower_flags(int lower, int flags)
 	return srv_result(ioctl(lower, FS_IOC_SETFLAGS, &flags));
 }
 
-static int remount_lower(unsigned long flags)
-{
-	return srv_result(mount(NULL, SRV_LOWER, NULL, MS_REMOUNT | flags,
-				NULL));
-}
-
 /* Each open by an id asks what an open of the lower file asks. */
 TEST_F(show, open_by_id_asks_all)
 {

@@ -61,14 +61,6 @@ static void wrong(int line)
 	wrong_result(line, 0);
 }
 
-static unsigned int next_random(unsigned int *state)
-{
-	*state ^= *state << 13;
-	*state ^= *state >> 17;
-	*state ^= *state << 5;
-	return *state;
-}
-
 static bool attach(int dev, __u64 unique)
 {
 	int err = srv_attach(dev, unique, shared->spare);
