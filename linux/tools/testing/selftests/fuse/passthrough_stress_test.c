@@ -37,6 +37,9 @@ static const char *const seen_name[] = {
 	"attached", "ioctl too late", "ioctl twice", "ioctl of another thread",
 };
 
+/* How a connection ends */
+enum end { UNMOUNTED, SERVER_ABORTED, SERVER_KILLED, ENDS };
+
 /* Shared with the server's process */
 static struct shared {
 	atomic_int seen[SEEN];
@@ -45,6 +48,7 @@ static struct shared {
 	atomic_int left;	/* rounds of this connection */
 	atomic_ullong waiting;	/* unique of some request */
 	int spare;
+	enum end end;		/* of this connection */
 	unsigned int seed;
 } *shared;
 
@@ -61,6 +65,19 @@ static void wrong(int line)
 	wrong_result(line, 0);
 }
 
+/* What the server's ioctls say once the connection is gone */
+static bool is_over(int err)
+{
+	return err == -ENOTCONN || err == -ENODEV;
+}
+
+/* What callers get then: EIO if the server was killed while it read a request */
+static bool is_lost(ssize_t err)
+{
+	return err == -ENOTCONN || err == -ECONNABORTED ||
+	       (err == -EIO && shared->end == SERVER_KILLED);
+}
+
 static bool attach(int dev, __u64 unique)
 {
 	int err = srv_attach(dev, unique, shared->spare);
@@ -68,8 +85,7 @@ static bool attach(int dev, __u64 unique)
 	if (!err)
 		shared->seen[ATTACHED]++;
 	/* Too late, for the second time, or after the end */
-	else if (err != -ENOENT && err != -EEXIST && err != -ENOTCONN &&
-		 err != -ENODEV)
+	else if (err != -ENOENT && err != -EEXIST && !is_over(err))
 		wrong_result(__LINE__, err);
 	return !err;
 }
@@ -78,17 +94,20 @@ static int answer_with_id(struct srv *srv, struct srv_req *req,
 			  struct fuse_entry_out *entry,
 			  struct fuse_open_out *out, bool close_first)
 {
-	int id = srv_backing_open(req->dev, shared->spare);
+	int id = srv_backing_open(req->dev, shared->spare), err = 0;
 
 	if (id <= 0) {
-		if (id != -ENOTCONN && id != -ENODEV)
+		if (!is_over(id))
 			wrong_result(__LINE__, id);
 		return -EIO;
 	}
 	out->open_flags |= FOPEN_PASSTHROUGH;
 	out->backing_id = id;
-	if (close_first && srv_backing_close(req->dev, id))
-		wrong(__LINE__);
+	if (close_first)
+		err = srv_backing_close(req->dev, id);
+	/* The end of the connection closes it, too. */
+	if (err && err != -ENOENT && !is_over(err))
+		wrong_result(__LINE__, err);
 	srv_reply_open(req, entry, out);
 	if (!close_first)
 		srv_backing_close(req->dev, id);
@@ -179,7 +198,7 @@ static ssize_t use_and_close(int fd, unsigned int random, char *block)
 		n = srv_result(pwrite(fd, data, BLOCK, 2 * BLOCK));
 	else
 		n = BLOCK;
-	if (n != BLOCK && n != -ENOTCONN && n != -ECONNABORTED)
+	if (n != BLOCK && !is_lost(n))
 		wrong_result(__LINE__, n);
 	if (random % 4 < 2)
 		return aio_read_and_close(fd, block);
@@ -204,17 +223,17 @@ static void open_and_use(unsigned int random, char *block)
 
 	fd = srv_result(open(kind[i].path, kind[i].flags, 0666));
 	if (fd < 0) {
-		if (fd == -ENOTCONN || fd == -ECONNABORTED)
-			shared->seen[ABORTED]++;
-		else if (fd == -EACCES || fd == -EIO)
+		if (fd == -EACCES || fd == -EIO)
 			shared->seen[REFUSED]++;
+		else if (is_lost(fd))
+			shared->seen[ABORTED]++;
 		else
 			wrong_result(__LINE__, fd);
 		return;
 	}
 	shared->seen[OPENED]++;
 	n = use_and_close(fd, random / 4, block);
-	if (n == -ENOTCONN || n == -ECONNABORTED)
+	if (is_lost(n))
 		shared->seen[ABORTED]++;
 	else if (n == BLOCK ? !is_block(block) && i < 2 : n < 0 || i < 2)
 		wrong_result(__LINE__, n);
@@ -272,9 +291,6 @@ static void *call_on(void *arg)
 	}
 	return NULL;
 }
-
-/* How a connection ends */
-enum end { UNMOUNTED, SERVER_ABORTED, SERVER_KILLED, ENDS };
 
 static void end_it(struct srv *srv, enum end end)
 {
@@ -345,6 +361,7 @@ static int run_epoch(struct __test_metadata *_metadata, int lower,
 	srv->timeout = 590;
 	srv->uid = end == SERVER_KILLED ? USER : 0;
 	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	shared->end = end;
 	shared->left = rounds;
 	for (i = 0; i < CALLERS; i++) {
 		caller[i].srv = srv;
