@@ -10,7 +10,8 @@
  *
  * FUSE_DEV_IOC_BACKING_OPEN registers a file under an id of the connection
  * until FUSE_DEV_IOC_BACKING_CLOSE or the end of the connection.  An answer with
- * that id opens the file anew, for the fuse_file alone.
+ * that id takes a reference to it at once, and the opener opens the file anew,
+ * for its fuse_file alone.
  */
 
 #include "fuse_i.h"
@@ -81,9 +82,11 @@ static const struct cred *fuse_backing_nofsetid_cred(const struct cred *cred)
 }
 
 /* Whether it was linked or not */
-static void fuse_backing_free(struct fuse_conn *fc,
-			      struct fuse_backing *backing)
+static void fuse_backing_unref(struct fuse_conn *fc,
+			       struct fuse_backing *backing)
 {
+	if (!refcount_dec_and_test(&backing->count))
+		return;
 	spin_lock(&fc->lock);
 	list_del(&backing->entry);
 	spin_unlock(&fc->lock);
@@ -93,9 +96,13 @@ static void fuse_backing_free(struct fuse_conn *fc,
 	kfree(backing);
 }
 
-/* Consumes the reference to @file, which may be NULL */
+/*
+ * Consumes the reference to @file, which may be NULL.  The credentials are those
+ * of @registered, or else of the calling task.
+ */
 static struct fuse_backing *fuse_backing_create(struct fuse_conn *fc,
-						struct file *file)
+						struct file *file,
+						struct fuse_backing *registered)
 {
 	struct fuse_backing *backing;
 	int err;
@@ -112,14 +119,19 @@ static struct fuse_backing *fuse_backing_create(struct fuse_conn *fc,
 	if (!backing)
 		goto out_fput;
 
-	backing->nofsetid_cred = fuse_backing_nofsetid_cred(current_cred());
+	if (registered)
+		backing->nofsetid_cred = get_cred(registered->nofsetid_cred);
+	else
+		backing->nofsetid_cred =
+			fuse_backing_nofsetid_cred(current_cred());
 	if (!backing->nofsetid_cred)
 		goto out_free;
 
 	INIT_LIST_HEAD(&backing->entry);
+	refcount_set(&backing->count, 1);
 	backing->file = file;
 	backing->cred = get_current_cred();
-	backing->id = 0;
+	backing->id = registered ? registered->id : 0;
 	return backing;
 
 out_free:
@@ -201,13 +213,13 @@ static int fuse_passthrough_open(struct fuse_conn *fc, void __user *argp)
 	if (arg.len || arg.vec)
 		return -EINVAL;
 
-	backing = fuse_backing_create(fc, fget(arg.fd));
+	backing = fuse_backing_create(fc, fget(arg.fd), NULL);
 	if (IS_ERR(backing))
 		return PTR_ERR(backing);
 
 	err = fuse_backing_attach(fc, arg.unique, backing);
 	if (err)
-		fuse_backing_free(fc, backing);
+		fuse_backing_unref(fc, backing);
 	return err;
 }
 
@@ -250,13 +262,13 @@ static int fuse_backing_open(struct fuse_conn *fc, void __user *argp)
 	if (map.flags || map.padding)
 		return -EINVAL;
 
-	backing = fuse_backing_create(fc, fget_raw(map.fd));
+	backing = fuse_backing_create(fc, fget_raw(map.fd), NULL);
 	if (IS_ERR(backing))
 		return PTR_ERR(backing);
 
 	id = fuse_backing_add_id(fc, backing);
 	if (id < 0)
-		fuse_backing_free(fc, backing);
+		fuse_backing_unref(fc, backing);
 	return id;
 }
 
@@ -277,7 +289,7 @@ static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
 	if (!backing)
 		return -ENOENT;
 
-	fuse_backing_free(fc, backing);
+	fuse_backing_unref(fc, backing);
 	return 0;
 }
 
@@ -347,7 +359,7 @@ void fuse_backing_free_ids(struct fuse_conn *fc)
 	while ((backing = idr_get_next(&fc->backing_ids, &id))) {
 		idr_remove(&fc->backing_ids, id);
 		spin_unlock(&fc->lock);
-		fuse_backing_free(fc, backing);
+		fuse_backing_unref(fc, backing);
 		spin_lock(&fc->lock);
 	}
 	fc->backing_count = 0;
@@ -368,57 +380,58 @@ void fuse_backing_free_conn(struct fuse_conn *fc)
 		destroy_workqueue(fc->passthrough_wq);
 }
 
-/* An id may be closed while it is used */
-static int fuse_backing_find_id(struct fuse_conn *fc, int id, struct path *path,
-				const struct cred **cred)
+/**
+ * fuse_backing_answered - the server has answered an open
+ * @ff: the open
+ * @out: the answer
+ *
+ * From here on the server may close the id, the open has what it named.
+ *
+ * Context: Process context, @ff is not seen by anybody else.  Takes fc->lock.
+ */
+void fuse_backing_answered(struct fuse_file *ff,
+			   const struct fuse_open_out *out)
 {
-	struct fuse_backing *backing;
+	struct fuse_conn *fc = ff->fm->fc;
+
+	if (!fc->passthrough || !(out->open_flags & FOPEN_PASSTHROUGH) ||
+	    ff->backing)
+		return;
 
 	spin_lock(&fc->lock);
-	backing = idr_find(&fc->backing_ids, id);
-	if (backing) {
-		*path = backing->file->f_path;
-		path_get(path);
-		*cred = get_cred(backing->cred);
-	}
+	ff->backing = idr_find(&fc->backing_ids, out->backing_id);
+	if (ff->backing)
+		refcount_inc(&ff->backing->count);
 	spin_unlock(&fc->lock);
-
-	return backing ? 0 : -ENOENT;
 }
 
 /*
  * As if the server had opened /proc/self/fd/N of what it registered, with the
  * flags of the opener and all the questions that an open asks.
  */
-static int fuse_backing_attach_id(struct fuse_file *ff, int flags)
+static int fuse_backing_open_id(struct fuse_file *ff, int flags)
 {
+	struct fuse_backing *registered = ff->backing, *backing;
 	struct fuse_conn *fc = ff->fm->fc;
-	const struct cred *cred, *old_cred;
-	struct fuse_backing *backing;
+	const struct cred *old_cred;
 	struct file *file;
-	struct path path;
-
-	if (fuse_backing_find_id(fc, ff->backing_id, &path, &cred))
-		return -EIO;
 
 	flags &= ~(O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY | O_TMPFILE);
-	old_cred = override_creds(cred);
-	file = file_open_root(&path, "", flags, 0);
+	old_cred = override_creds(registered->cred);
+	file = file_open_root(&registered->file->f_path, "", flags, 0);
 	if (IS_ERR(file))
 		backing = ERR_CAST(file);
 	else
-		backing = fuse_backing_create(fc, file);
+		backing = fuse_backing_create(fc, file, registered);
 	revert_creds(old_cred);
-	put_cred(cred);
-	path_put(&path);
 	if (IS_ERR(backing))
 		return PTR_ERR(backing);
 
-	backing->id = ff->backing_id;
 	spin_lock(&fc->lock);
 	fuse_backing_link(fc, backing);
 	spin_unlock(&fc->lock);
 	ff->backing = backing;
+	fuse_backing_unref(fc, registered);
 	return 0;
 }
 
@@ -431,7 +444,7 @@ static int fuse_backing_attach_id(struct fuse_file *ff, int flags)
 void fuse_backing_put(struct fuse_file *ff)
 {
 	if (ff->backing)
-		fuse_backing_free(ff->fm->fc, ff->backing);
+		fuse_backing_unref(ff->fm->fc, ff->backing);
 	ff->backing = NULL;
 }
 
@@ -610,11 +623,13 @@ int fuse_passthrough_check_open(struct inode *inode, struct fuse_file *ff,
 		return 0;
 	if (!ff->fm->fc->passthrough)
 		return fuse_passthrough_refuse(inode, "not negotiated", -EIO);
-	if (ff->backing)
+	if (!ff->backing)
+		return fuse_passthrough_refuse(inode, "backing_id", -EIO);
+	if (!ff->backing->id)
 		return fuse_passthrough_refuse(inode, "two lower files", -EIO);
 
-	err = fuse_backing_attach_id(ff, flags);
+	err = fuse_backing_open_id(ff, flags);
 	if (err)
-		return fuse_passthrough_refuse(inode, "backing_id", err);
+		return fuse_passthrough_refuse(inode, "lower open", err);
 	return 0;
 }

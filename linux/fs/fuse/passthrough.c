@@ -73,18 +73,16 @@ static int fuse_passthrough_flush_range(struct inode *inode, loff_t start,
 }
 
 /*
- * Other opens of the inode may use the page cache.  What they have written
- * must be on the lower file before it is read or written here.  Beyond the end
- * of the lower file any dirty page decides what there is to read, and where an
- * append goes.
+ * Beyond the end of the lower file any dirty page decides what there is to
+ * read, and where an append goes.
  */
-static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
-				  loff_t pos, size_t count, int ki_flags)
+static noinline int fuse_passthrough_flush_pages(struct inode *inode,
+						 struct file *lower, loff_t pos,
+						 size_t count, int ki_flags)
 {
 	loff_t end = pos + count - 1;
 
-	if (likely(!READ_ONCE(inode->i_mapping->nrpages) &&
-		   !fuse_passthrough_in_writeback(inode)) || !count)
+	if (!count)
 		return 0;
 	if (ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
@@ -95,9 +93,23 @@ static int fuse_passthrough_flush(struct inode *inode, struct file *lower,
 	return fuse_passthrough_flush_range(inode, pos, end);
 }
 
+/*
+ * Other opens of the inode may use the page cache.  What they have written
+ * must be on the lower file before it is read or written here.
+ */
+static inline int fuse_passthrough_flush(struct inode *inode,
+					 struct file *lower, loff_t pos,
+					 size_t count, int ki_flags)
+{
+	if (likely(!READ_ONCE(inode->i_mapping->nrpages) &&
+		   !fuse_passthrough_in_writeback(inode)))
+		return 0;
+	return fuse_passthrough_flush_pages(inode, lower, pos, count, ki_flags);
+}
+
 /* What every read and write asks first, before any lock and any credentials */
-static int fuse_passthrough_begin(struct kiocb *iocb, struct file *lower,
-				  size_t count)
+static inline int fuse_passthrough_begin(struct kiocb *iocb,
+					 struct file *lower, size_t count)
 {
 	struct file *file = iocb->ki_filp;
 	struct inode *inode = file_inode(file);
@@ -105,12 +117,14 @@ static int fuse_passthrough_begin(struct kiocb *iocb, struct file *lower,
 
 	if (fuse_is_bad(inode))
 		return -EIO;
-	/* F_SETFL asked the FUSE file, which can */
-	if (flags & IOCB_DIRECT && !(lower->f_mode & FMODE_CAN_ODIRECT))
-		return -EINVAL;
-	/* io_uring tries it on any regular file */
-	if (flags & IOCB_NOWAIT && !(file->f_mode & FMODE_NOWAIT))
-		return -EAGAIN;
+	if (unlikely(flags & (IOCB_DIRECT | IOCB_NOWAIT))) {
+		/* F_SETFL asked the FUSE file, which can */
+		if (flags & IOCB_DIRECT && !(lower->f_mode & FMODE_CAN_ODIRECT))
+			return -EINVAL;
+		/* io_uring tries it on any regular file */
+		if (flags & IOCB_NOWAIT && !(file->f_mode & FMODE_NOWAIT))
+			return -EAGAIN;
+	}
 
 	return fuse_passthrough_flush(inode, lower, iocb->ki_pos, count, flags);
 }
@@ -119,24 +133,25 @@ static int fuse_passthrough_begin(struct kiocb *iocb, struct file *lower,
 static void fuse_passthrough_clone_iocb(struct kiocb *lower_iocb,
 					struct kiocb *iocb, struct file *lower)
 {
-	kiocb_clone(lower_iocb, iocb, lower);
-	/* Says that the kiocb lies in a request of fs/aio.c */
-	lower_iocb->ki_flags &= ~IOCB_AIO_RW;
-	lower_iocb->ki_flags |= lower->f_iocb_flags &
-				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
+	*lower_iocb = (struct kiocb) {
+		.ki_filp = lower,
+		.ki_pos = iocb->ki_pos,
+		/* AIO_RW says that the kiocb lies in a request of fs/aio.c */
+		.ki_flags = (iocb->ki_flags & ~IOCB_AIO_RW) |
+			    (lower->f_iocb_flags &
+			     (IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC)),
+		.ki_ioprio = iocb->ki_ioprio,
+		/* With it, -EIOCBQUEUED is an answer for the caller */
+		.ki_waitq = iocb->ki_waitq,
+	};
 }
 
-/* Mostly these are invalid already: spare the atomic operation */
-static void fuse_passthrough_invalidate(struct inode *inode, u32 mask)
+static inline void fuse_passthrough_accessed(struct inode *inode)
 {
-	if (mask & ~READ_ONCE(get_fuse_inode(inode)->inval_mask))
-		fuse_invalidate_attr_mask(inode, mask);
-}
+	struct fuse_inode *fi = get_fuse_inode(inode);
 
-static void fuse_passthrough_accessed(struct inode *inode)
-{
-	if (!IS_RDONLY(inode))
-		fuse_passthrough_invalidate(inode, STATX_ATIME);
+	if (!(READ_ONCE(fi->inval_mask) & STATX_ATIME) && !IS_RDONLY(inode))
+		fuse_invalidate_attr_mask(inode, STATX_ATIME);
 }
 
 /*
@@ -176,8 +191,8 @@ static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
  * Times of the FUSE inode after a write that ended at @end, if that is all:
  * false where pages or the size need what may wait for the server.
  */
-static bool fuse_passthrough_wrote_in_place(struct inode *inode, loff_t end,
-					    ssize_t written)
+static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
+						   loff_t end, ssize_t written)
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
@@ -195,21 +210,17 @@ static bool fuse_passthrough_wrote_in_place(struct inode *inode, loff_t end,
 	/* Setuid and setgid may have gone */
 	if (unlikely(inode->i_mode & (S_ISUID | S_ISGID)))
 		mask |= STATX_MODE;
-	fuse_passthrough_invalidate(inode, mask);
+	/* Mostly these are invalid already: spare the atomic operation */
+	if (mask & ~READ_ONCE(fi->inval_mask))
+		fuse_invalidate_attr_mask(inode, mask);
 
 	return !moves;
 }
 
-/*
- * Pages, size and times of the FUSE inode after a write that ended at @end;
- * @locked if the inode lock is held.
- */
-static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
-				   loff_t end, ssize_t written, bool locked)
+static noinline void fuse_passthrough_move_end(struct inode *inode,
+					       struct file *lower, loff_t end,
+					       ssize_t written, bool locked)
 {
-	if (fuse_passthrough_wrote_in_place(inode, end, written))
-		return;
-
 	if (!locked)
 		inode_lock_shared(inode);
 	invalidate_inode_pages2_range(inode->i_mapping,
@@ -219,6 +230,18 @@ static void fuse_passthrough_wrote(struct inode *inode, struct file *lower,
 	if (!locked)
 		inode_unlock_shared(inode);
 	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE | STATX_MODE);
+}
+
+/*
+ * Pages, size and times of the FUSE inode after a write that ended at @end;
+ * @locked if the inode lock is held.
+ */
+static inline void fuse_passthrough_wrote(struct inode *inode,
+					  struct file *lower, loff_t end,
+					  ssize_t written, bool locked)
+{
+	if (unlikely(!fuse_passthrough_wrote_in_place(inode, end, written)))
+		fuse_passthrough_move_end(inode, lower, end, written, locked);
 }
 
 static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio)
@@ -290,11 +313,11 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 	queue_work(get_fuse_conn(inode)->passthrough_wq, &aio->work);
 }
 
-static ssize_t fuse_passthrough_submit(struct kiocb *iocb,
-				       struct iov_iter *iter)
+/* Synchronous callers don't set IOCB_WRITE: @rw is that of @iter */
+static inline ssize_t fuse_passthrough_submit(struct kiocb *iocb,
+					      struct iov_iter *iter, int rw)
 {
-	/* Synchronous callers don't set IOCB_WRITE */
-	if (iov_iter_rw(iter) == WRITE)
+	if (rw == WRITE)
 		return vfs_iocb_iter_write(iocb->ki_filp, iocb, iter);
 	return vfs_iocb_iter_read(iocb->ki_filp, iocb, iter);
 }
@@ -322,7 +345,7 @@ static ssize_t fuse_passthrough_async(struct kiocb *iocb, struct file *lower,
 	if (aio->write)
 		__sb_writers_release(file_inode(lower)->i_sb, SB_FREEZE_WRITE);
 
-	ret = fuse_passthrough_submit(&aio->iocb, iter);
+	ret = fuse_passthrough_submit(&aio->iocb, iter, iov_iter_rw(iter));
 	if (ret != -EIOCBQUEUED) {
 		if (aio->write)
 			kiocb_end_write(&aio->iocb);
@@ -368,15 +391,16 @@ static size_t fuse_passthrough_fault_in(struct iov_iter *iter)
 	return fault_in_iov_iter_readable(iter, left);
 }
 
-static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
-					       struct iov_iter *iter)
+static inline ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
+						      struct iov_iter *iter,
+						      int rw)
 {
 	size_t left = iov_iter_count(iter);
 	ssize_t ret;
 
 	pagefault_disable();
 	iter->nofault = true;
-	ret = fuse_passthrough_submit(iocb, iter);
+	ret = fuse_passthrough_submit(iocb, iter, rw);
 	iter->nofault = false;
 	pagefault_enable();
 	/* iomap may have moved the iterator, and not ki_pos */
@@ -386,51 +410,64 @@ static ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
 	return ret;
 }
 
+/* What can't be had is left to one last attempt. */
+static noinline ssize_t fuse_passthrough_retry(struct kiocb *iocb,
+					       struct iov_iter *iter,
+					       ssize_t done)
+{
+	size_t missing;
+	ssize_t ret;
+
+	do {
+		missing = fuse_passthrough_fault_in(iter);
+		if (missing == iov_iter_count(iter))
+			break;
+		ret = fuse_passthrough_submit_nofault(iocb, iter,
+						      iov_iter_rw(iter));
+		if (ret > 0)
+			done = max_t(ssize_t, done, 0) + ret;
+		else if (done < 0)
+			done = ret;
+	} while (!missing && fuse_passthrough_met_fault(iocb, iter, ret));
+
+	return done;
+}
+
 /*
  * The buffer may be a mapping of the same file, or of another FUSE file.  A
  * fault on it asks a server, and that must not happen below the locks of the
  * lower file, which the server may need to answer: fault in between attempts.
  */
-static ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
-					    struct iov_iter *iter)
+static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
+						   struct iov_iter *iter,
+						   int rw)
 {
-	size_t missing = 0;
-	ssize_t ret, done;
+	ssize_t ret;
 
 	/* The rest of an append would go behind what others append */
-	if (iocb->ki_flags & IOCB_APPEND)
+	if (rw == WRITE && unlikely(iocb->ki_flags & IOCB_APPEND))
 		fault_in_iov_iter_readable(iter, iov_iter_count(iter));
 
-	done = fuse_passthrough_submit_nofault(iocb, iter);
-	ret = done;
-	/* What can't be had is left to one last attempt */
-	while (!missing && fuse_passthrough_met_fault(iocb, iter, ret)) {
-		missing = fuse_passthrough_fault_in(iter);
-		if (missing == iov_iter_count(iter))
-			break;
-		ret = fuse_passthrough_submit_nofault(iocb, iter);
-		if (ret > 0)
-			done = max_t(ssize_t, done, 0) + ret;
-		else if (done < 0)
-			done = ret;
-	}
-
-	return done;
+	ret = fuse_passthrough_submit_nofault(iocb, iter, rw);
+	if (unlikely(iov_iter_count(iter) &&
+		     fuse_passthrough_met_fault(iocb, iter, ret)))
+		ret = fuse_passthrough_retry(iocb, iter, ret);
+	return ret;
 }
 
-static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
-				     struct iov_iter *iter)
+static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
+						     struct file *lower,
+						     struct iov_iter *iter,
+						     int rw)
 {
 	struct kiocb lower_iocb;
 	ssize_t ret;
 
 	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower);
-	/* With IOCB_WAITQ, -EIOCBQUEUED is an answer for the caller */
-	lower_iocb.ki_waitq = iocb->ki_waitq;
 	if (user_backed_iter(iter))
-		ret = fuse_passthrough_submit_user(&lower_iocb, iter);
+		ret = fuse_passthrough_submit_user(&lower_iocb, iter, rw);
 	else
-		ret = fuse_passthrough_submit(&lower_iocb, iter);
+		ret = fuse_passthrough_submit(&lower_iocb, iter, rw);
 	iocb->ki_pos = lower_iocb.ki_pos;
 
 	return ret;
@@ -442,14 +479,14 @@ static ssize_t fuse_passthrough_sync(struct kiocb *iocb, struct file *lower,
  * before, would go to the same place.  A request whose buffer may be a cached
  * mapping of the inode has to be tried again.
  */
-static bool fuse_passthrough_is_async(struct kiocb *iocb, struct file *lower,
-				      struct iov_iter *iter)
+static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
+					     struct file *lower,
+					     struct iov_iter *iter)
 {
-	int flags = iocb->ki_flags | lower->f_iocb_flags;
-
-	if (!(iocb->ki_flags & IOCB_DIRECT) || is_sync_kiocb(iocb))
+	if (likely(!(iocb->ki_flags & IOCB_DIRECT)) || is_sync_kiocb(iocb))
 		return false;
-	if (flags & IOCB_APPEND && iov_iter_rw(iter) == WRITE)
+	if ((iocb->ki_flags | lower->f_iocb_flags) & IOCB_APPEND &&
+	    iov_iter_rw(iter) == WRITE)
 		return false;
 	return !(mapping_mapped(iocb->ki_filp->f_mapping) &&
 		 user_backed_iter(iter));
@@ -478,7 +515,7 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	if (fuse_passthrough_is_async(iocb, backing->file, to))
 		ret = fuse_passthrough_async(iocb, backing->file, to);
 	else
-		ret = fuse_passthrough_sync(iocb, backing->file, to);
+		ret = fuse_passthrough_sync(iocb, backing->file, to, READ);
 	revert_creds(old_cred);
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_accessed(inode);
@@ -486,21 +523,29 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	return ret;
 }
 
+static noinline const struct cred *
+fuse_passthrough_suid_cred(struct fuse_backing *backing, struct inode *lower)
+{
+	if (capable(CAP_FSETID))
+		return backing->cred;
+	if (!(lower->i_mode & (S_ISUID | 0010)) && in_group_p(lower->i_gid))
+		return backing->cred;
+	return backing->nofsetid_cred;
+}
+
 /*
  * A write by a caller without CAP_FSETID takes setuid and setgid away, as it
  * would when the caller wrote the lower file itself: setgid without group
  * execute stays with a member of the group.
  */
-static const struct cred *fuse_passthrough_write_cred(struct fuse_backing *b)
+static inline const struct cred *
+fuse_passthrough_write_cred(struct fuse_backing *backing)
 {
-	struct inode *inode = file_inode(b->file);
-	umode_t mode = inode->i_mode;
+	struct inode *lower = file_inode(backing->file);
 
-	if (likely(!(mode & (S_ISUID | S_ISGID))) || capable(CAP_FSETID))
-		return b->cred;
-	if (!(mode & (S_ISUID | 0010)) && in_group_p(inode->i_gid))
-		return b->cred;
-	return b->nofsetid_cred;
+	if (likely(!(lower->i_mode & (S_ISUID | S_ISGID))))
+		return backing->cred;
+	return fuse_passthrough_suid_cred(backing, lower);
 }
 
 /*
@@ -518,7 +563,7 @@ static ssize_t fuse_passthrough_append_overlay(struct kiocb *iocb,
 	/* Of a directory it serializes lookups */
 	mutex_lock_nested(&fi->mutex, SINGLE_DEPTH_NESTING);
 	iocb->ki_pos = i_size_read(file_inode(lower));
-	ret = fuse_passthrough_sync(iocb, lower, from);
+	ret = fuse_passthrough_sync(iocb, lower, from, WRITE);
 	mutex_unlock(&fi->mutex);
 
 	return ret;
@@ -534,56 +579,19 @@ static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
 		     file_inode(lower)->i_sb->s_magic == OVERLAYFS_SUPER_MAGIC))
 		ret = fuse_passthrough_append_overlay(iocb, lower, from);
 	else
-		ret = fuse_passthrough_sync(iocb, lower, from);
+		ret = fuse_passthrough_sync(iocb, lower, from, WRITE);
 	file_end_write(lower);
 
 	return ret;
 }
 
 /*
- * With FUSE_WRITEBACK_CACHE whole pages are written back, with what else is in
- * them.  So cached writers, who hold the lock exclusively, must not get between
- * the flush, the write and the invalidation.  Nobody waits for the lower file
- * system's thaw with the lock: others wait for it with a pipe or for the server.
- */
-static bool fuse_passthrough_needs_lock(struct inode *inode)
-{
-	return unlikely(get_fuse_conn(inode)->writeback_cache);
-}
-
-static int fuse_passthrough_lock(struct inode *inode, int ki_flags)
-{
-	if (!fuse_passthrough_needs_lock(inode))
-		return 0;
-	/* The lower file may be one of FUSE passthrough, with a lock of its own */
-	if (!(ki_flags & IOCB_NOWAIT))
-		inode_lock_shared_nested(inode, inode->i_sb->s_stack_depth - 1);
-	else if (!inode_trylock_shared(inode))
-		return -EAGAIN;
-	return 0;
-}
-
-static void fuse_passthrough_unlock(struct inode *inode)
-{
-	if (fuse_passthrough_needs_lock(inode))
-		inode_unlock_shared(inode);
-}
-
-static bool fuse_passthrough_start_write(struct inode *inode,
-					 struct file *lower, int ki_flags)
-{
-	if (ki_flags & IOCB_NOWAIT || fuse_passthrough_needs_lock(inode))
-		return file_start_write_trylock(lower);
-	file_start_write(lower);
-	return true;
-}
-
-/*
  * Takes the freeze protection of the lower file.  Only who may not wait, for a
  * thaw or anything else, gets -EAGAIN.
  */
-static int fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
-					size_t count)
+static inline int fuse_passthrough_begin_write(struct kiocb *iocb,
+					       struct file *lower, size_t count,
+					       bool locked)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 	int err;
@@ -596,34 +604,45 @@ static int fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
 	    (iocb->ki_flags & IOCB_APPEND ||
 	     fuse_passthrough_moves_size(inode, iocb->ki_pos + count)))
 		return -EAGAIN;
-	/* Without FUSE_WRITEBACK_CACHE the server keeps the times */
-	if (get_fuse_conn(inode)->writeback_cache) {
+	if (locked) {
+		/* Without FUSE_WRITEBACK_CACHE the server keeps the times */
 		err = file_update_time(iocb->ki_filp);
 		if (err)
 			return err;
 	}
-	if (!fuse_passthrough_start_write(inode, lower, iocb->ki_flags))
+	if (!locked && !(iocb->ki_flags & IOCB_NOWAIT))
+		file_start_write(lower);
+	else if (!file_start_write_trylock(lower))
 		return -EAGAIN;
 	return 0;
 }
 
-static int fuse_passthrough_lock_and_begin(struct kiocb *iocb,
-					   struct file *lower,
-					   struct iov_iter *from)
+/*
+ * With FUSE_WRITEBACK_CACHE whole pages are written back, with what else is in
+ * them.  So cached writers, who hold the lock exclusively, must not get between
+ * the flush, the write and the invalidation.  Nobody waits for the lower file
+ * system's thaw with the lock: others wait for it with a pipe or for the server.
+ */
+static noinline int fuse_passthrough_lock_and_begin(struct kiocb *iocb,
+						    struct file *lower,
+						    size_t count)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
+	bool nowait = iocb->ki_flags & IOCB_NOWAIT;
 	int err;
 
 	for (;;) {
-		err = fuse_passthrough_lock(inode, iocb->ki_flags);
-		if (err)
-			return err;
-		err = fuse_passthrough_begin_write(iocb, lower,
-						   iov_iter_count(from));
+		/* The lower file may be one of FUSE passthrough, with its own */
+		if (!nowait)
+			inode_lock_shared_nested(inode,
+						 inode->i_sb->s_stack_depth - 1);
+		else if (!inode_trylock_shared(inode))
+			return -EAGAIN;
+		err = fuse_passthrough_begin_write(iocb, lower, count, true);
 		if (!err)
 			return 0;
-		fuse_passthrough_unlock(inode);
-		if (err != -EAGAIN || iocb->ki_flags & IOCB_NOWAIT)
+		inode_unlock_shared(inode);
+		if (err != -EAGAIN || nowait)
 			return err;
 
 		/* Wait for the thaw */
@@ -647,11 +666,17 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct fuse_backing *backing = fuse_passthrough_backing(iocb->ki_filp);
 	struct inode *inode = file_inode(iocb->ki_filp);
+	bool locked = unlikely(get_fuse_conn(inode)->writeback_cache);
 	struct file *lower = backing->file;
 	const struct cred *old_cred;
 	ssize_t ret;
 
-	ret = fuse_passthrough_lock_and_begin(iocb, lower, from);
+	if (locked)
+		ret = fuse_passthrough_lock_and_begin(iocb, lower,
+						      iov_iter_count(from));
+	else
+		ret = fuse_passthrough_begin_write(iocb, lower,
+						   iov_iter_count(from), false);
 	if (ret)
 		return ret;
 
@@ -662,9 +687,9 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
 	revert_creds(old_cred);
 	if (ret != -EIOCBQUEUED)
-		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret,
-				       fuse_passthrough_needs_lock(inode));
-	fuse_passthrough_unlock(inode);
+		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret, locked);
+	if (locked)
+		inode_unlock_shared(inode);
 
 	return ret;
 }

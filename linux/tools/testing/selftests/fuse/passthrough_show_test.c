@@ -369,6 +369,38 @@ TEST_F(show, registrant_may_only_read)
 	ASSERT_EQ(0, srv_backing_close(dev, registered_by_user));
 }
 
+static int answer_and_close_id(struct srv *srv, struct srv_req *req,
+			       struct fuse_entry_out *entry,
+			       struct fuse_open_out *out)
+{
+	int path = open(LOWER, O_PATH);
+
+	out->open_flags |= FOPEN_PASSTHROUGH;
+	out->backing_id = srv_backing_open(req->dev, path);
+	close(path);
+	srv_reply_open(req, entry, out);
+	if (srv_backing_close(req->dev, out->backing_id))
+		abort();
+	return SRV_TAKEN;
+}
+
+/* An open keeps what its answer named, though the opener has yet to wake. */
+TEST_F(show, id_closed_after_answer)
+{
+	int i, fd;
+
+	self->srv->mode = SRV_PLAIN;
+	self->srv->on_open = answer_and_close_id;
+	for (i = 1; i <= 200; i++) {
+		fd = open(FILE_MNT, O_RDWR);
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, 0));
+		close(fd);
+		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, i));
+	}
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
 static int path_id;
 
 /* All opens by one id, of a descriptor that itself can do nothing */

@@ -156,6 +156,14 @@ static int answer_somehow(struct srv *srv, struct srv_req *req,
 	return SRV_GO_ON;
 }
 
+struct caller {
+	pthread_t id;
+	struct srv *srv;
+	unsigned int random;
+	aio_context_t ctx;
+	char block[BLOCK];
+};
+
 static bool is_block(const char *block)
 {
 	if (!memcmp(block, spare_data, BLOCK))
@@ -166,31 +174,28 @@ static bool is_block(const char *block)
 }
 
 /* An asynchronous read that outlives the descriptor */
-static ssize_t aio_read_and_close(int fd, char *block)
+static ssize_t aio_read_and_close(int fd, struct caller *caller)
 {
 	struct iocb iocb = {
 		.aio_lio_opcode = IOCB_CMD_PREAD,
 		.aio_fildes = fd,
-		.aio_buf = (uintptr_t)block,
+		.aio_buf = (uintptr_t)caller->block,
 		.aio_nbytes = BLOCK,
 	}, *list = &iocb;
 	struct io_event event = { .res = -EIO };
-	aio_context_t ctx = 0;
 	int submitted;
 
-	if (syscall(__NR_io_setup, 1, &ctx))
-		wrong(__LINE__);
-	submitted = srv_result(syscall(__NR_io_submit, ctx, 1, &list));
+	submitted = srv_result(syscall(__NR_io_submit, caller->ctx, 1, &list));
 	close(fd);
 	if (submitted == 1 &&
-	    syscall(__NR_io_getevents, ctx, 1, 1, &event, NULL) != 1)
+	    syscall(__NR_io_getevents, caller->ctx, 1, 1, &event, NULL) != 1)
 		wrong(__LINE__);
-	syscall(__NR_io_destroy, ctx);
 	return submitted == 1 ? (ssize_t)event.res : submitted;
 }
 
 /* Reads the first block, writes another, and closes. */
-static ssize_t use_and_close(int fd, unsigned int random, char *block)
+static ssize_t use_and_close(int fd, unsigned int random,
+			     struct caller *caller)
 {
 	ssize_t n;
 
@@ -201,13 +206,13 @@ static ssize_t use_and_close(int fd, unsigned int random, char *block)
 	if (n != BLOCK && !is_lost(n))
 		wrong_result(__LINE__, n);
 	if (random % 4 < 2)
-		return aio_read_and_close(fd, block);
-	n = srv_result(pread(fd, block, BLOCK, 0));
+		return aio_read_and_close(fd, caller);
+	n = srv_result(pread(fd, caller->block, BLOCK, 0));
 	close(fd);
 	return n;
 }
 
-static void open_and_use(unsigned int random, char *block)
+static void open_and_use(struct caller *caller)
 {
 	static const struct {
 		const char *path;
@@ -218,7 +223,7 @@ static void open_and_use(unsigned int random, char *block)
 		{ SRV_MNT "/new", O_RDWR | O_CREAT },
 		{ SRV_MNT, O_RDWR | O_TMPFILE },
 	};
-	int i = random % 4, fd;
+	int i = caller->random % 4, fd;
 	ssize_t n;
 
 	fd = srv_result(open(kind[i].path, kind[i].flags, 0666));
@@ -232,10 +237,10 @@ static void open_and_use(unsigned int random, char *block)
 		return;
 	}
 	shared->seen[OPENED]++;
-	n = use_and_close(fd, random / 4, block);
+	n = use_and_close(fd, caller->random / 4, caller);
 	if (is_lost(n))
 		shared->seen[ABORTED]++;
-	else if (n == BLOCK ? !is_block(block) && i < 2 : n < 0 || i < 2)
+	else if (n == BLOCK ? !is_block(caller->block) && i < 2 : n < 0 || i < 2)
 		wrong_result(__LINE__, n);
 }
 
@@ -271,24 +276,21 @@ static void kill_caller(struct srv *srv, unsigned int random)
 		shared->seen[KILLED]++;
 }
 
-struct caller {
-	pthread_t id;
-	struct srv *srv;
-	unsigned int random;
-	char block[BLOCK];
-};
-
 static void *call_on(void *arg)
 {
 	struct caller *caller = arg;
 
+	caller->ctx = 0;
+	if (syscall(__NR_io_setup, 1, &caller->ctx))
+		wrong(__LINE__);
 	while (shared->left-- > 0 && !shared->wrong) {
 		next_random(&caller->random);
 		if (caller->random % 16 == 15)
 			kill_caller(caller->srv, caller->random / 16);
 		else
-			open_and_use(caller->random, caller->block);
+			open_and_use(caller);
 	}
+	syscall(__NR_io_destroy, caller->ctx);
 	return NULL;
 }
 
@@ -296,13 +298,8 @@ static void end_it(struct srv *srv, enum end end)
 {
 	if (end == SERVER_ABORTED && srv_abort(srv))
 		wrong(__LINE__);
-	if (end == SERVER_KILLED) {
-		/* The last descriptors of the device go with the process. */
-		close(srv->dev);
-		srv->dev = -1;
-		if (kill(srv->pid, SIGKILL))
-			wrong(__LINE__);
-	}
+	if (end == SERVER_KILLED && kill(srv->pid, SIGKILL))
+		wrong(__LINE__);
 }
 
 FIXTURE(stress) {
@@ -361,6 +358,14 @@ static int run_epoch(struct __test_metadata *_metadata, int lower,
 	srv->timeout = 590;
 	srv->uid = end == SERVER_KILLED ? USER : 0;
 	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	if (end == SERVER_KILLED) {
+		/*
+		 * The last descriptors of the device go with the process.  A
+		 * caller that had one would wait for itself.
+		 */
+		close(srv->dev);
+		srv->dev = -1;
+	}
 	shared->end = end;
 	shared->left = rounds;
 	for (i = 0; i < CALLERS; i++) {
