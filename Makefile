@@ -1,6 +1,6 @@
 # The front door.  Everything generated lies in build/.
 
-.PHONY: figures help run test test-long coverage mutate check series kernel shell watch-test clean
+.PHONY: bench figures help run test test-long coverage mutate check series kernel shell watch-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -18,6 +18,10 @@ endif
 
 test-long: ## coverage, data races, mutation, long random runs: two hours
 	@tools/test long
+
+bench: build/ready ## every workload against its bare file system, tables and plots: an hour
+	@tools/install python3-matplotlib
+	@bench/all
 
 coverage: build/ready ## which lines of passthrough.c and backing.c the kselftests reach
 	@tools/coverage
