@@ -434,6 +434,31 @@ static int set_lower_flags(int lower, int flags)
 	return srv_result(ioctl(lower, FS_IOC_SETFLAGS, &flags));
 }
 
+/* Each is another one, lives until it is closed, and is closed once. */
+TEST_F(show, thousands_of_ids)
+{
+	static int id[5000];
+	int i, path = open(LOWER, O_PATH);
+
+	for (i = 0; i < 5000; i++) {
+		id[i] = srv_backing_open(self->srv->dev, path);
+		ASSERT_LT(i ? id[i - 1] : 0, id[i]);
+	}
+	close(path);
+	self->srv->on_request = open_by_path_id;
+	for (i = 0; i < 5000; i += 499) {
+		path_id = id[i];
+		ASSERT_EQ(0, try_open(O_RDWR));
+	}
+	for (i = 0; i < 5000; i++) {
+		ASSERT_EQ(0, srv_backing_close(self->srv->dev, id[i]));
+		ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, id[i]));
+	}
+	ASSERT_EQ(-EIO, try_open(O_RDWR));
+	ASSERT_TRUE(read_control());
+	ASSERT_EQ(0, text[0]);
+}
+
 /* Each open by an id asks what an open of the lower file asks. */
 TEST_F(show, open_by_id_asks_all)
 {
