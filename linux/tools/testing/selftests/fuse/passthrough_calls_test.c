@@ -422,7 +422,7 @@ static int allocate(int fd, int side, int mode, const struct range *range)
 	return srv_result(fallocate(fd, mode, range->offset, range->len));
 }
 
-TEST_F(calls, fallocate)
+TEST_F_TIMEOUT(calls, fallocate, 250)
 {
 	static const int opens[] = { O_RDWR, O_RDONLY, O_RDWR | O_APPEND };
 	int at_once[SIDES] = { 0 };
@@ -462,7 +462,7 @@ TEST_F(calls, fallocate)
 }
 
 /* In a file with two holes, one of them at its end */
-TEST_F(calls, lseek)
+TEST_F_TIMEOUT(calls, lseek, 250)
 {
 	static const off_t offsets[] = {
 		0, 1, BLOCK, 1 << 18, (1 << 18) + 1, (1 << 18) + BLOCK,
@@ -493,7 +493,7 @@ TEST_F(calls, lseek)
 	}
 }
 
-TEST_F(calls, ftruncate)
+TEST_F_TIMEOUT(calls, ftruncate, 250)
 {
 	static const off_t sizes[] = {
 		0, 1, BLOCK, SIZE, SIZE + 1, -1, INT64_MIN, 4 * SIZE, 100,
@@ -530,7 +530,7 @@ static int advise(int fd, int what, const struct range *range)
 }
 
 /* Each posix_fadvise(2), readahead(2), all flags of sync_file_range(2) */
-TEST_F(calls, advice)
+TEST_F_TIMEOUT(calls, advice, 250)
 {
 	static const int opens[] = { O_RDWR, O_RDONLY, O_WRONLY, O_PATH };
 	int at_once[SIDES] = { 0 };

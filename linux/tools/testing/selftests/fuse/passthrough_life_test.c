@@ -360,6 +360,40 @@ TEST_F(life, deleted_below)
 	ASSERT_EQ(0, umount2(SPARE, 0));
 }
 
+static int make_it_a_directory(struct srv *srv, struct srv_req *req)
+{
+	struct fuse_attr_out out = { .attr.mode = S_IFDIR | 0755 };
+
+	if (req->in.opcode != FUSE_GETATTR || req->in.nodeid == FUSE_ROOT_ID)
+		return SRV_GO_ON;
+	srv_reply(req, 0, &out, sizeof(out));
+	return SRV_TAKEN;
+}
+
+/* A server that says so no longer has the inode. */
+TEST_F(life, bad_inode)
+{
+	struct stat st;
+	int fd, pipes[2];
+
+	self->srv->valid = 0;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	fd = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, fd);
+	ASSERT_TRUE(reads(fd, spare_data));
+	ASSERT_EQ(0, pipe(pipes));
+	ASSERT_EQ(10, write(pipes[1], data, 10));
+	self->srv->on_request = make_it_a_directory;
+	ASSERT_EQ(-EIO, srv_result(fstat(fd, &st)));
+	ASSERT_EQ(-EIO, srv_result(pread(fd, back, BLOCK, 0)));
+	ASSERT_EQ(-EIO, srv_result(pwrite(fd, data + 5, BLOCK, 0)));
+	ASSERT_EQ(-EIO, srv_result(splice(pipes[0], NULL, fd, NULL, 10, 0)));
+	close(fd);
+	close(pipes[0]);
+	close(pipes[1]);
+	ASSERT_EQ(0, umount2(SPARE, 0));
+}
+
 /* Another file takes its name, and then it is cut, all behind our back. */
 TEST_F(life, replaced_and_cut_below)
 {
