@@ -394,6 +394,26 @@ TEST_F(life, bad_inode)
 	ASSERT_EQ(0, umount2(SPARE, 0));
 }
 
+/* Reads move no atime there, and nothing is asked for anew. */
+TEST_F(life, read_only_mount)
+{
+	struct stat st;
+	int fd;
+
+	self->srv->valid = 600;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	ASSERT_EQ(0, mount(NULL, SRV_MNT, NULL, MS_REMOUNT | MS_RDONLY, NULL));
+	fd = open(FILE_MNT, O_RDONLY);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, fstat(fd, &st));
+	srv_reset_counts(self->srv);
+	ASSERT_TRUE(reads(fd, spare_data));
+	ASSERT_EQ(0, fstat(fd, &st));
+	ASSERT_EQ(0, self->srv->seen[FUSE_GETATTR]);
+	close(fd);
+	ASSERT_EQ(0, umount2(SPARE, 0));
+}
+
 /* Another file takes its name, and then it is cut, all behind our back. */
 TEST_F(life, replaced_and_cut_below)
 {
