@@ -131,6 +131,7 @@ static struct fuse_backing *fuse_backing_create(struct fuse_conn *fc,
 	refcount_set(&backing->count, 1);
 	backing->file = file;
 	backing->cred = get_current_cred();
+	backing->spare = NULL;
 	backing->id = registered ? registered->id : 0;
 	return backing;
 

@@ -23,7 +23,7 @@
 
 /**
  * struct fuse_passthrough_aio - an asynchronous request on the lower file
- * @iocb: the request, as the lower file system sees it; holds the lower file
+ * @iocb: the request, as the lower file system sees it
  * @orig: the caller's request on the FUSE file
  * @work: finishes a write whose completion came where nobody may sleep
  * @res: result, for @work
@@ -47,6 +47,12 @@ static struct fuse_backing *fuse_passthrough_backing(struct file *file)
 	struct fuse_file *ff = file->private_data;
 
 	return fuse_file_backing(ff);
+}
+
+/* As override_creds() and revert_creds(), for credentials that are held */
+static inline const struct cred *fuse_passthrough_creds(const struct cred *cred)
+{
+	return rcu_replace_pointer(current->cred, cred, true);
 }
 
 /*
@@ -130,16 +136,17 @@ static inline int fuse_passthrough_begin(struct kiocb *iocb,
 }
 
 /* A lower file that is append-only or synchronous by itself stays so */
-static void fuse_passthrough_clone_iocb(struct kiocb *lower_iocb,
-					struct kiocb *iocb, struct file *lower)
+static __always_inline struct kiocb
+fuse_passthrough_clone_iocb(struct kiocb *iocb, struct file *lower, int rw)
 {
-	*lower_iocb = (struct kiocb) {
+	int own = rw == WRITE ? IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC : 0;
+
+	return (struct kiocb) {
 		.ki_filp = lower,
 		.ki_pos = iocb->ki_pos,
 		/* AIO_RW says that the kiocb lies in a request of fs/aio.c */
 		.ki_flags = (iocb->ki_flags & ~IOCB_AIO_RW) |
-			    (lower->f_iocb_flags &
-			     (IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC)),
+			    (lower->f_iocb_flags & own),
 		.ki_ioprio = iocb->ki_ioprio,
 		/* With it, -EIOCBQUEUED is an answer for the caller */
 		.ki_waitq = iocb->ki_waitq,
@@ -196,7 +203,6 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
-	u32 mask = FUSE_STATX_MODSIZE;
 	bool moves;
 
 	if (written > 0 && unlikely(READ_ONCE(inode->i_mapping->nrpages)))
@@ -209,10 +215,10 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 
 	/* Setuid and setgid may have gone */
 	if (unlikely(inode->i_mode & (S_ISUID | S_ISGID)))
-		mask |= STATX_MODE;
+		fuse_invalidate_attr_mask(inode, STATX_MODE);
 	/* Mostly these are invalid already: spare the atomic operation */
-	if (mask & ~READ_ONCE(fi->inval_mask))
-		fuse_invalidate_attr_mask(inode, mask);
+	if (unlikely(~READ_ONCE(fi->inval_mask) & FUSE_STATX_MODSIZE))
+		fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE);
 
 	return !moves;
 }
@@ -244,12 +250,23 @@ static inline void fuse_passthrough_wrote(struct inode *inode,
 		fuse_passthrough_move_end(inode, lower, end, written, locked);
 }
 
-static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio)
+/* Most open files have one request at a time: it needs no allocation */
+static struct fuse_passthrough_aio *
+fuse_passthrough_aio_get(struct fuse_backing *backing)
 {
-	if (refcount_dec_and_test(&aio->count)) {
-		fput(aio->iocb.ki_filp);
+	struct fuse_passthrough_aio *aio = xchg(&backing->spare, NULL);
+
+	return aio ?: kmem_cache_alloc(fuse_passthrough_aio_cachep, GFP_KERNEL);
+}
+
+static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio,
+				     struct fuse_backing *backing)
+{
+	if (!refcount_dec_and_test(&aio->count))
+		return;
+	aio = xchg(&backing->spare, aio);
+	if (aio)
 		kmem_cache_free(fuse_passthrough_aio_cachep, aio);
-	}
 }
 
 static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
@@ -265,14 +282,17 @@ static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
 		fuse_passthrough_accessed(inode);
 }
 
-/* The caller's kiocb may be gone as soon as its ki_complete was called */
+/*
+ * The caller's kiocb may be gone as soon as its ki_complete was called.  Its
+ * file, and so the backing, stays until its submission has returned too.
+ */
 static void fuse_passthrough_aio_done(struct fuse_passthrough_aio *aio,
 				      long res)
 {
 	struct kiocb *orig = aio->orig;
 
 	orig->ki_pos = aio->iocb.ki_pos;
-	fuse_passthrough_aio_put(aio);
+	fuse_passthrough_aio_put(aio, fuse_passthrough_backing(orig->ki_filp));
 	orig->ki_complete(orig, res);
 }
 
@@ -323,36 +343,39 @@ static inline ssize_t fuse_passthrough_submit(struct kiocb *iocb,
 }
 
 /* A write comes with freeze protection of the lower file, and hands it over */
-static ssize_t fuse_passthrough_async(struct kiocb *iocb, struct file *lower,
-				      struct iov_iter *iter)
+static __always_inline ssize_t
+fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
+		       struct iov_iter *iter, int rw)
 {
+	struct super_block *sb = file_inode(backing->file)->i_sb;
 	struct fuse_passthrough_aio *aio;
 	ssize_t ret;
 
-	aio = kmem_cache_alloc(fuse_passthrough_aio_cachep, GFP_KERNEL);
+	aio = fuse_passthrough_aio_get(backing);
 	if (!aio) {
-		if (iov_iter_rw(iter) == WRITE)
-			file_end_write(lower);
+		if (rw == WRITE)
+			sb_end_write(sb);
 		return -ENOMEM;
 	}
 
-	fuse_passthrough_clone_iocb(&aio->iocb, iocb, get_file(lower));
+	aio->iocb = fuse_passthrough_clone_iocb(iocb, backing->file, rw);
 	aio->iocb.ki_complete = fuse_passthrough_aio_complete;
 	aio->orig = iocb;
-	aio->write = iov_iter_rw(iter) == WRITE;
+	aio->write = rw == WRITE;
 	refcount_set(&aio->count, 2);
 	/* To lockdep, the protection does not come back to user space held */
-	if (aio->write)
-		__sb_writers_release(file_inode(lower)->i_sb, SB_FREEZE_WRITE);
+	if (rw == WRITE)
+		__sb_writers_release(sb, SB_FREEZE_WRITE);
 
-	ret = fuse_passthrough_submit(&aio->iocb, iter, iov_iter_rw(iter));
+	ret = fuse_passthrough_submit(&aio->iocb, iter, rw);
 	if (ret != -EIOCBQUEUED) {
-		if (aio->write)
+		if (rw == WRITE)
 			kiocb_end_write(&aio->iocb);
 		iocb->ki_pos = aio->iocb.ki_pos;
-		fuse_passthrough_aio_put(aio);
+		/* There is no completion */
+		refcount_set(&aio->count, 1);
 	}
-	fuse_passthrough_aio_put(aio);
+	fuse_passthrough_aio_put(aio, backing);
 	return ret;
 }
 
@@ -460,10 +483,9 @@ static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
 						     struct iov_iter *iter,
 						     int rw)
 {
-	struct kiocb lower_iocb;
+	struct kiocb lower_iocb = fuse_passthrough_clone_iocb(iocb, lower, rw);
 	ssize_t ret;
 
-	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower);
 	if (user_backed_iter(iter))
 		ret = fuse_passthrough_submit_user(&lower_iocb, iter, rw);
 	else
@@ -481,12 +503,12 @@ static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
  */
 static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
 					     struct file *lower,
-					     struct iov_iter *iter)
+					     struct iov_iter *iter, int rw)
 {
 	if (likely(!(iocb->ki_flags & IOCB_DIRECT)) || is_sync_kiocb(iocb))
 		return false;
 	if ((iocb->ki_flags | lower->f_iocb_flags) & IOCB_APPEND &&
-	    iov_iter_rw(iter) == WRITE)
+	    rw == WRITE)
 		return false;
 	return !(mapping_mapped(iocb->ki_filp->f_mapping) &&
 		 user_backed_iter(iter));
@@ -511,12 +533,12 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	if (ret)
 		return ret;
 
-	old_cred = override_creds(backing->cred);
-	if (fuse_passthrough_is_async(iocb, backing->file, to))
-		ret = fuse_passthrough_async(iocb, backing->file, to);
+	old_cred = fuse_passthrough_creds(backing->cred);
+	if (fuse_passthrough_is_async(iocb, backing->file, to, READ))
+		ret = fuse_passthrough_async(iocb, backing, to, READ);
 	else
 		ret = fuse_passthrough_sync(iocb, backing->file, to, READ);
-	revert_creds(old_cred);
+	fuse_passthrough_creds(old_cred);
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_accessed(inode);
 
@@ -553,9 +575,9 @@ fuse_passthrough_write_cred(struct fuse_backing *backing)
  * ordered here, and go to where its file ends.  Not by the inode lock: splice
  * takes that one below the lock of a pipe, and overlayfs's is above it.
  */
-static ssize_t fuse_passthrough_append_overlay(struct kiocb *iocb,
-					       struct file *lower,
-					       struct iov_iter *from)
+static noinline ssize_t fuse_passthrough_append_overlay(struct kiocb *iocb,
+							struct file *lower,
+							struct iov_iter *from)
 {
 	struct fuse_inode *fi = get_fuse_inode(file_inode(iocb->ki_filp));
 	ssize_t ret;
@@ -569,9 +591,9 @@ static ssize_t fuse_passthrough_append_overlay(struct kiocb *iocb,
 	return ret;
 }
 
-static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
-					   struct file *lower,
-					   struct iov_iter *from)
+static __always_inline ssize_t
+fuse_passthrough_sync_write(struct kiocb *iocb, struct file *lower,
+			    struct iov_iter *from)
 {
 	ssize_t ret;
 
@@ -580,19 +602,20 @@ static ssize_t fuse_passthrough_sync_write(struct kiocb *iocb,
 		ret = fuse_passthrough_append_overlay(iocb, lower, from);
 	else
 		ret = fuse_passthrough_sync(iocb, lower, from, WRITE);
-	file_end_write(lower);
+	sb_end_write(file_inode(lower)->i_sb);
 
 	return ret;
 }
 
 /*
- * Takes the freeze protection of the lower file.  Only who may not wait, for a
- * thaw or anything else, gets -EAGAIN.
+ * Takes the freeze protection of the lower file, which is a regular one.  Only
+ * who may not wait, for a thaw or anything else, gets -EAGAIN.
  */
 static inline int fuse_passthrough_begin_write(struct kiocb *iocb,
 					       struct file *lower, size_t count,
 					       bool locked)
 {
+	struct super_block *sb = file_inode(lower)->i_sb;
 	struct inode *inode = file_inode(iocb->ki_filp);
 	int err;
 
@@ -611,8 +634,8 @@ static inline int fuse_passthrough_begin_write(struct kiocb *iocb,
 			return err;
 	}
 	if (!locked && !(iocb->ki_flags & IOCB_NOWAIT))
-		file_start_write(lower);
-	else if (!file_start_write_trylock(lower))
+		sb_start_write(sb);
+	else if (!sb_start_write_trylock(sb))
 		return -EAGAIN;
 	return 0;
 }
@@ -651,22 +674,12 @@ static noinline int fuse_passthrough_lock_and_begin(struct kiocb *iocb,
 	}
 }
 
-/**
- * fuse_passthrough_write_iter - write the lower file
- * @iocb: request on a FUSE file that has a lower one
- * @from: the data
- *
- * Size and times of the FUSE inode follow at once, for an asynchronous write
- * when it completes.
- *
- * Context: Process context.
- * Return: number of bytes, -EIOCBQUEUED or another negative error
- */
-ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
+static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
+						      struct iov_iter *from,
+						      bool locked)
 {
 	struct fuse_backing *backing = fuse_passthrough_backing(iocb->ki_filp);
 	struct inode *inode = file_inode(iocb->ki_filp);
-	bool locked = unlikely(get_fuse_conn(inode)->writeback_cache);
 	struct file *lower = backing->file;
 	const struct cred *old_cred;
 	ssize_t ret;
@@ -680,18 +693,42 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	if (ret)
 		return ret;
 
-	old_cred = override_creds(fuse_passthrough_write_cred(backing));
-	if (fuse_passthrough_is_async(iocb, lower, from))
-		ret = fuse_passthrough_async(iocb, lower, from);
+	old_cred = fuse_passthrough_creds(fuse_passthrough_write_cred(backing));
+	if (fuse_passthrough_is_async(iocb, lower, from, WRITE))
+		ret = fuse_passthrough_async(iocb, backing, from, WRITE);
 	else
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
-	revert_creds(old_cred);
+	fuse_passthrough_creds(old_cred);
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret, locked);
 	if (locked)
 		inode_unlock_shared(inode);
 
 	return ret;
+}
+
+static noinline ssize_t fuse_passthrough_write_locked(struct kiocb *iocb,
+						      struct iov_iter *from)
+{
+	return fuse_passthrough_write(iocb, from, true);
+}
+
+/**
+ * fuse_passthrough_write_iter - write the lower file
+ * @iocb: request on a FUSE file that has a lower one
+ * @from: the data
+ *
+ * Size and times of the FUSE inode follow at once, for an asynchronous write
+ * when it completes.
+ *
+ * Context: Process context.
+ * Return: number of bytes, -EIOCBQUEUED or another negative error
+ */
+ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
+{
+	if (unlikely(get_fuse_conn(file_inode(iocb->ki_filp))->writeback_cache))
+		return fuse_passthrough_write_locked(iocb, from);
+	return fuse_passthrough_write(iocb, from, false);
 }
 
 /* A splice to the lower file looks at that file's own O_DSYNC alone */
@@ -746,12 +783,12 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 			return ret;
 	}
 
-	old_cred = override_creds(fuse_passthrough_write_cred(backing));
+	old_cred = fuse_passthrough_creds(fuse_passthrough_write_cred(backing));
 	file_start_write(lower);
 	ret = lower->f_op->splice_write(pipe, lower, ppos, len, flags);
 	file_end_write(lower);
 	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
-	revert_creds(old_cred);
+	fuse_passthrough_creds(old_cred);
 	fuse_passthrough_wrote(inode, lower, *ppos, ret, false);
 
 	return ret;
@@ -773,9 +810,9 @@ int fuse_passthrough_fadvise(struct file *file, loff_t offset, loff_t len,
 	const struct cred *old_cred;
 	int ret;
 
-	old_cred = override_creds(backing->cred);
+	old_cred = fuse_passthrough_creds(backing->cred);
 	ret = vfs_fadvise(backing->file, offset, len, advice);
-	revert_creds(old_cred);
+	fuse_passthrough_creds(old_cred);
 
 	return ret;
 }
@@ -796,9 +833,9 @@ int fuse_passthrough_fsync(struct fuse_file *ff, loff_t start, loff_t end,
 	const struct cred *old_cred;
 	int ret;
 
-	old_cred = override_creds(backing->cred);
+	old_cred = fuse_passthrough_creds(backing->cred);
 	ret = vfs_fsync_range(backing->file, start, end, datasync);
-	revert_creds(old_cred);
+	fuse_passthrough_creds(old_cred);
 
 	return ret;
 }
@@ -1047,9 +1084,9 @@ static int fuse_passthrough_mmap_lower(struct fuse_passthrough_vma *fpv,
 	}
 
 	vma_set_file(vma, backing->file);
-	old_cred = override_creds(backing->cred);
+	old_cred = fuse_passthrough_creds(backing->cred);
 	err = fuse_passthrough_call_mmap(backing->file, vma);
-	revert_creds(old_cred);
+	fuse_passthrough_creds(old_cred);
 	if (fpv->writable && !(vma->vm_flags & VM_MAYWRITE)) {
 		mapping_unmap_writable(mapping);
 		fpv->writable = NULL;
@@ -1172,6 +1209,20 @@ void fuse_passthrough_finish_open(struct file *file)
 	if (!bdev || bdev_nowait(bdev))
 		file->f_mode |= lower->f_mode & FMODE_NOWAIT;
 	file->f_mode |= lower->f_mode & (FMODE_BUF_RASYNC | FMODE_BUF_WASYNC);
+}
+
+/**
+ * fuse_passthrough_free_spare - free what a file kept for its next request
+ * @ff: file that nobody reads or writes any more
+ *
+ * Context: Any.
+ */
+void fuse_passthrough_free_spare(struct fuse_file *ff)
+{
+	struct fuse_backing *backing = fuse_file_backing(ff);
+
+	if (backing && backing->spare)
+		kmem_cache_free(fuse_passthrough_aio_cachep, backing->spare);
 }
 
 /**

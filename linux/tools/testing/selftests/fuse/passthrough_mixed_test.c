@@ -212,6 +212,24 @@ TEST_F(mixed, write_beside_cached_writer)
 	}
 }
 
+/* Pages in the cache don't keep the times of a write from being seen. */
+TEST_F(mixed, times_beside_pages)
+{
+	const struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 1000 } };
+	struct stat st;
+
+	ASSERT_EQ(0, futimens(self->cached, old));
+	ASSERT_EQ(BLOCK, pread(self->cached, back, BLOCK, 0));
+	ASSERT_TRUE(in_page_cache(self->cached));
+	ASSERT_EQ(0, fstat(self->cached, &st));
+	ASSERT_EQ(1000, st.st_mtim.tv_sec);
+	ASSERT_EQ(100, pwrite(self->through, data + BLOCK, 100, 50));
+	ASSERT_EQ(0, fstat(self->cached, &st));
+	ASSERT_NE(1000, st.st_mtim.tv_sec);
+	ASSERT_EQ(BLOCK, pread(self->cached, back, BLOCK, 0));
+	ASSERT_EQ(0, memcmp(data + BLOCK, back + 50, 100));
+}
+
 /* Who waits for a thaw does not hold up cached writers. */
 TEST_F(mixed, frozen_writer)
 {
