@@ -328,6 +328,16 @@ TEST_F(async, attributes)
 		ASSERT_LT(2000, st.st_mtim.tv_sec);
 		ASSERT_EQ(low.st_mtim.tv_sec, st.st_mtim.tv_sec);
 		ASSERT_EQ(low.st_mtim.tv_nsec, st.st_mtim.tv_nsec);
+		ASSERT_EQ(0, futimens(fd, old));
+		ASSERT_EQ(0, fstat(fd, &st));
+		fly(_metadata, &self->flight,
+		    (struct op){ fd, false, back, BLOCK, i * BLOCK, 0 }, 1);
+		land(_metadata, &self->flight, 1);
+		ASSERT_EQ(0, fstat(fd, &st));
+		ASSERT_EQ(0, stat(LOWER, &low));
+		ASSERT_LT(1000, st.st_atim.tv_sec);
+		ASSERT_EQ(low.st_atim.tv_sec, st.st_atim.tv_sec);
+		ASSERT_EQ(low.st_atim.tv_nsec, st.st_atim.tv_nsec);
 	}
 	close(fd);
 	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
