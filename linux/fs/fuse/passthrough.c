@@ -135,22 +135,23 @@ static inline int fuse_passthrough_begin(struct kiocb *iocb,
 	return fuse_passthrough_flush(inode, lower, iocb->ki_pos, count, flags);
 }
 
-/* A lower file that is append-only or synchronous by itself stays so */
-static __always_inline struct kiocb
-fuse_passthrough_clone_iocb(struct kiocb *iocb, struct file *lower, int rw)
+/*
+ * A lower file that is append-only or synchronous by itself stays so.  With
+ * ki_waitq, which is passed on, -EIOCBQUEUED is an answer for the caller.
+ */
+static __always_inline void
+fuse_passthrough_clone_iocb(struct kiocb *lower_iocb, struct kiocb *iocb,
+			    struct file *lower, int rw)
 {
-	int own = rw == WRITE ? IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC : 0;
-
-	return (struct kiocb) {
-		.ki_filp = lower,
-		.ki_pos = iocb->ki_pos,
-		/* AIO_RW says that the kiocb lies in a request of fs/aio.c */
-		.ki_flags = (iocb->ki_flags & ~IOCB_AIO_RW) |
-			    (lower->f_iocb_flags & own),
-		.ki_ioprio = iocb->ki_ioprio,
-		/* With it, -EIOCBQUEUED is an answer for the caller */
-		.ki_waitq = iocb->ki_waitq,
-	};
+	*lower_iocb = *iocb;
+	lower_iocb->ki_filp = lower;
+	lower_iocb->ki_complete = NULL;
+	lower_iocb->private = NULL;
+	/* It says that the kiocb lies in a request of fs/aio.c */
+	lower_iocb->ki_flags &= ~IOCB_AIO_RW;
+	if (rw == WRITE)
+		lower_iocb->ki_flags |= lower->f_iocb_flags &
+				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
 }
 
 static inline void fuse_passthrough_accessed(struct inode *inode)
@@ -259,14 +260,19 @@ fuse_passthrough_aio_get(struct fuse_backing *backing)
 	return aio ?: kmem_cache_alloc(fuse_passthrough_aio_cachep, GFP_KERNEL);
 }
 
-static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio,
-				     struct fuse_backing *backing)
+static void fuse_passthrough_aio_free(struct fuse_passthrough_aio *aio,
+				      struct fuse_backing *backing)
 {
-	if (!refcount_dec_and_test(&aio->count))
-		return;
 	aio = xchg(&backing->spare, aio);
 	if (aio)
 		kmem_cache_free(fuse_passthrough_aio_cachep, aio);
+}
+
+static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio,
+				     struct fuse_backing *backing)
+{
+	if (refcount_dec_and_test(&aio->count))
+		fuse_passthrough_aio_free(aio, backing);
 }
 
 static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
@@ -358,7 +364,7 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 		return -ENOMEM;
 	}
 
-	aio->iocb = fuse_passthrough_clone_iocb(iocb, backing->file, rw);
+	fuse_passthrough_clone_iocb(&aio->iocb, iocb, backing->file, rw);
 	aio->iocb.ki_complete = fuse_passthrough_aio_complete;
 	aio->orig = iocb;
 	aio->write = rw == WRITE;
@@ -368,14 +374,17 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 		__sb_writers_release(sb, SB_FREEZE_WRITE);
 
 	ret = fuse_passthrough_submit(&aio->iocb, iter, rw);
-	if (ret != -EIOCBQUEUED) {
-		if (rw == WRITE)
-			kiocb_end_write(&aio->iocb);
-		iocb->ki_pos = aio->iocb.ki_pos;
-		/* There is no completion */
-		refcount_set(&aio->count, 1);
+	if (ret == -EIOCBQUEUED) {
+		fuse_passthrough_aio_put(aio, backing);
+		return ret;
 	}
-	fuse_passthrough_aio_put(aio, backing);
+
+	if (rw == WRITE) {
+		__sb_writers_acquired(sb, SB_FREEZE_WRITE);
+		sb_end_write(sb);
+	}
+	iocb->ki_pos = aio->iocb.ki_pos;
+	fuse_passthrough_aio_free(aio, backing);
 	return ret;
 }
 
@@ -483,9 +492,10 @@ static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
 						     struct iov_iter *iter,
 						     int rw)
 {
-	struct kiocb lower_iocb = fuse_passthrough_clone_iocb(iocb, lower, rw);
+	struct kiocb lower_iocb;
 	ssize_t ret;
 
+	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower, rw);
 	if (user_backed_iter(iter))
 		ret = fuse_passthrough_submit_user(&lower_iocb, iter, rw);
 	else
@@ -998,9 +1008,10 @@ static vm_fault_t fuse_passthrough_page_mkwrite(struct vm_fault *vmf)
 	struct folio *folio = page_folio(vmf->page);
 	struct fuse_passthrough_vma *level;
 
-	/* Does something with FUSE_WRITEBACK_CACHE alone */
+	/* With FUSE_WRITEBACK_CACHE alone */
 	for (level = fpv; level; level = level->below)
-		file_update_time(level->file);
+		if (unlikely(!IS_NOCMTIME(file_inode(level->file))))
+			file_update_time(level->file);
 	if (fpv->lower_ops->page_mkwrite)
 		return fpv->lower_ops->page_mkwrite(vmf);
 
