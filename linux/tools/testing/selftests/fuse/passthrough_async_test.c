@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -17,6 +18,7 @@
 #include "fuse_test_files.h"
 
 #define DEPTH	16
+#define BELOW	SRV_BASE "/below"
 
 enum engine { AIO, URING, URING_WORKER, URING_FIXED };
 
@@ -371,6 +373,69 @@ TEST_F(async, append)
 	ASSERT_EQ((1U << DEPTH) - 1, seen);
 	close(fd);
 	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+static sem_t arrived, go;
+
+static int hold_data(struct srv *srv, struct srv_req *req)
+{
+	if (req->in.opcode == FUSE_READ || req->in.opcode == FUSE_WRITE) {
+		sem_post(&arrived);
+		sem_wait(&go);
+	}
+	return SRV_GO_ON;
+}
+
+/* The lower file is one of a server that takes its time. */
+TEST(submission_does_not_wait)
+{
+	const int direct = O_RDWR | O_DIRECT;
+	struct flight flight = { .engine = AIO };
+	struct srv *slow, *srv;
+	int fd[2], i;
+
+	make_data();
+	ASSERT_EQ(0, sem_init(&arrived, 0, 0));
+	ASSERT_EQ(0, sem_init(&go, 0, 0));
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower("tmpfs"));
+	ASSERT_TRUE(make_lower(LOWER, 0666, 4 * BLOCK));
+	ASSERT_EQ(0, mkdir(BELOW, 0700));
+	slow = srv_new();
+	ASSERT_NE(NULL, slow);
+	slow->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	slow->on_request = hold_data;
+	ASSERT_EQ(0, srv_start(slow, BELOW));
+	close(slow->lower);
+	srv = srv_new();
+	ASSERT_NE(NULL, srv);
+	srv->lower = open(BELOW, O_PATH | O_DIRECTORY);
+	srv->mode = SRV_PASSTHROUGH;
+	srv->max_stack_depth = 2;
+	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	close(srv->lower);
+	fd[0] = open(SRV_MNT "/file", direct);
+	fd[1] = open(SRV_MNT "/file", direct | O_APPEND);
+	ASSERT_LE(0, fd[0]);
+	ASSERT_LE(0, fd[1]);
+	/* Appends alone wait, each for the one before it */
+	for (i = 0; i < 3; i++) {
+		fly(_metadata, &flight,
+		    (struct op){ fd[i == 2], i == 1, i == 1 ? data : back, BLOCK,
+				 BLOCK, 0 }, 1);
+		ASSERT_EQ(0, sem_wait(&arrived));
+		ASSERT_EQ(0, syscall(__NR_io_getevents, flight.ctx, 0, 1,
+				     &(struct io_event){}, NULL));
+		sem_post(&go);
+		land(_metadata, &flight, 1);
+	}
+	ASSERT_EQ(0, memcmp(data, back, BLOCK));
+	close(fd[0]);
+	close(fd[1]);
+	ASSERT_EQ(0, srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, srv_stop(srv));
+	ASSERT_EQ(0, srv_stop(slow));
 }
 
 TEST_F(async, end_of_file)

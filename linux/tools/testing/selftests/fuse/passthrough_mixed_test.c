@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <linux/fs.h>
 
 #include "fuse_test_files.h"
@@ -272,6 +273,26 @@ static char *map_file(int fd)
 }
 
 /* What was written by a cached open is in a mapping made later. */
+TEST_F(mixed, may_not_wait)
+{
+	struct iovec iov = { data, BLOCK };
+	int dir;
+
+	if (!strcmp(variant->fs, "tmpfs"))
+		return;
+	/* For the lock under which the size is moved */
+	ASSERT_EQ(-EAGAIN, srv_result(pwritev2(self->through, &iov, 1,
+					       4 * BLOCK, RWF_NOWAIT)));
+	dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
+	ASSERT_LE(0, dir);
+	/* For the thaw */
+	ASSERT_EQ(0, ioctl(dir, FIFREEZE, 0));
+	EXPECT_EQ(-EAGAIN, srv_result(pwritev2(self->through, &iov, 1, 0,
+					       RWF_NOWAIT)));
+	ASSERT_EQ(0, ioctl(dir, FITHAW, 0));
+	close(dir);
+}
+
 TEST_F(mixed, mapping_after_cached_write)
 {
 	char *map;

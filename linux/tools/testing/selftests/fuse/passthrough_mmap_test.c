@@ -87,6 +87,27 @@ static int touch(char *p, bool write)
 	return 0;
 }
 
+/* The lower file system moves atime with the mapping. */
+TEST_F(map, access_time)
+{
+	const struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 2000 } };
+	struct stat st, low;
+	char *p;
+
+	ASSERT_EQ(0, futimens(self->fd, old));
+	ASSERT_EQ(0, fstat(self->fd, &st));
+	ASSERT_EQ(1000, st.st_atim.tv_sec);
+	/* While there is a shared one the times are asked for anyhow */
+	p = mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, p);
+	ASSERT_EQ(0, fstat(self->fd, &st));
+	ASSERT_EQ(0, stat(LOWER, &low));
+	ASSERT_LT(1000, low.st_atim.tv_sec);
+	ASSERT_EQ(low.st_atim.tv_sec, st.st_atim.tv_sec);
+	ASSERT_EQ(low.st_atim.tv_nsec, st.st_atim.tv_nsec);
+	ASSERT_EQ(0, munmap(p, SIZE));
+}
+
 TEST_F(map, truncated)
 {
 	char *map = map_shared(self->fd, PROT_READ | PROT_WRITE);

@@ -314,7 +314,16 @@ static int register_too_many(const char *path)
 TEST_F(show, no_such_id)
 {
 	int fd, dir = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	struct fuse_backing_map flags = { .fd = -1, .flags = 1 };
+	struct fuse_backing_map padding = { .fd = -1, .padding = 1 };
 
+	ASSERT_EQ(-EINVAL, srv_result(ioctl(self->srv->dev,
+					    FUSE_DEV_IOC_BACKING_OPEN, &flags)));
+	ASSERT_EQ(-EINVAL, srv_result(ioctl(self->srv->dev,
+					    FUSE_DEV_IOC_BACKING_OPEN,
+					    &padding)));
+	ASSERT_EQ(-EFAULT, srv_result(ioctl(self->srv->dev,
+					    FUSE_DEV_IOC_BACKING_OPEN, NULL)));
 	ASSERT_EQ(-EBADF, srv_backing_open(self->srv->dev, -1));
 	ASSERT_EQ(-EISDIR, srv_backing_open(self->srv->dev, dir));
 	ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, 77));
