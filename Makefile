@@ -20,7 +20,7 @@ test-long: ## coverage, data races, mutation, long random runs: two hours
 	@tools/test long
 
 bench: build/ready ## every workload against its bare file system, tables and plots: an hour
-	@tools/install python3-matplotlib
+	@tools/install python3-matplotlib dwarves
 	@bench/all
 
 coverage: build/ready ## which lines of passthrough.c and backing.c the kselftests reach
