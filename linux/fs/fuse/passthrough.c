@@ -288,10 +288,7 @@ static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
 		fuse_passthrough_accessed(inode);
 }
 
-/*
- * The caller's kiocb may be gone as soon as its ki_complete was called.  Its
- * file, and so the backing, stays until its submission has returned too.
- */
+/* The caller's kiocb may be gone as soon as its ki_complete was called */
 static void fuse_passthrough_aio_done(struct fuse_passthrough_aio *aio,
 				      long res)
 {
@@ -534,23 +531,31 @@ static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
  */
 ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
-	struct fuse_backing *backing = fuse_passthrough_backing(iocb->ki_filp);
-	struct inode *inode = file_inode(iocb->ki_filp);
+	struct file *file = iocb->ki_filp;
+	struct fuse_backing *backing = fuse_passthrough_backing(file);
+	struct inode *inode = file_inode(file);
 	const struct cred *old_cred;
 	ssize_t ret;
+	bool async;
 
 	ret = fuse_passthrough_begin(iocb, backing->file, iov_iter_count(to));
 	if (ret)
 		return ret;
 
+	async = fuse_passthrough_is_async(iocb, backing->file, to, READ);
+	/* It may be closed when the request completes, before this returns */
+	if (unlikely(async))
+		get_file(file);
 	old_cred = fuse_passthrough_creds(backing->cred);
-	if (fuse_passthrough_is_async(iocb, backing->file, to, READ))
+	if (unlikely(async))
 		ret = fuse_passthrough_async(iocb, backing, to, READ);
 	else
 		ret = fuse_passthrough_sync(iocb, backing->file, to, READ);
 	fuse_passthrough_creds(old_cred);
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_accessed(inode);
+	if (unlikely(async))
+		fput(file);
 
 	return ret;
 }
@@ -688,11 +693,13 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 						      struct iov_iter *from,
 						      bool locked)
 {
-	struct fuse_backing *backing = fuse_passthrough_backing(iocb->ki_filp);
-	struct inode *inode = file_inode(iocb->ki_filp);
+	struct file *file = iocb->ki_filp;
+	struct fuse_backing *backing = fuse_passthrough_backing(file);
+	struct inode *inode = file_inode(file);
 	struct file *lower = backing->file;
 	const struct cred *old_cred;
 	ssize_t ret;
+	bool async;
 
 	if (locked)
 		ret = fuse_passthrough_lock_and_begin(iocb, lower,
@@ -703,8 +710,11 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 	if (ret)
 		return ret;
 
+	async = fuse_passthrough_is_async(iocb, lower, from, WRITE);
+	if (unlikely(async))
+		get_file(file);
 	old_cred = fuse_passthrough_creds(fuse_passthrough_write_cred(backing));
-	if (fuse_passthrough_is_async(iocb, lower, from, WRITE))
+	if (unlikely(async))
 		ret = fuse_passthrough_async(iocb, backing, from, WRITE);
 	else
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
@@ -713,6 +723,8 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret, locked);
 	if (locked)
 		inode_unlock_shared(inode);
+	if (unlikely(async))
+		fput(file);
 
 	return ret;
 }
@@ -1243,7 +1255,8 @@ void fuse_passthrough_free_spare(struct fuse_file *ff)
  */
 int __init fuse_passthrough_init(void)
 {
-	fuse_passthrough_aio_cachep = KMEM_CACHE(fuse_passthrough_aio, 0);
+	fuse_passthrough_aio_cachep = KMEM_CACHE(fuse_passthrough_aio,
+						 SLAB_ACCOUNT);
 	return fuse_passthrough_aio_cachep ? 0 : -ENOMEM;
 }
 
