@@ -251,9 +251,9 @@ static inline void fuse_passthrough_wrote(struct inode *inode,
 		fuse_passthrough_move_end(inode, lower, end, written, locked);
 }
 
-/* Most open files have one request at a time: it needs no allocation */
+/* A file whose requests come one at a time allocates for the first alone */
 static struct fuse_passthrough_aio *
-fuse_passthrough_aio_get(struct fuse_backing *backing)
+fuse_passthrough_aio_alloc(struct fuse_backing *backing)
 {
 	struct fuse_passthrough_aio *aio = xchg(&backing->spare, NULL);
 
@@ -354,7 +354,7 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 	struct fuse_passthrough_aio *aio;
 	ssize_t ret;
 
-	aio = fuse_passthrough_aio_get(backing);
+	aio = fuse_passthrough_aio_alloc(backing);
 	if (!aio) {
 		if (rw == WRITE)
 			sb_end_write(sb);
