@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <semaphore.h>
 #include <stdatomic.h>
+#include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
@@ -376,23 +377,28 @@ TEST_F(async, append)
 }
 
 static sem_t arrived, go;
+static atomic_int strangers;
 
 static int hold_data(struct srv *srv, struct srv_req *req)
 {
 	if (req->in.opcode == FUSE_READ || req->in.opcode == FUSE_WRITE) {
+		strangers += req->in.uid != 0;
 		sem_post(&arrived);
 		sem_wait(&go);
 	}
 	return SRV_GO_ON;
 }
 
-/* The lower file is one of a server that takes its time. */
+/*
+ * The lower file is one of a server that takes its time, and sees for whom a
+ * request is: for the server above, whoever reads or writes.
+ */
 TEST(submission_does_not_wait)
 {
 	const int direct = O_RDWR | O_DIRECT;
 	struct flight flight = { .engine = AIO };
 	struct srv *slow, *srv;
-	int fd[2], i;
+	int fd[3], i;
 
 	make_data();
 	ASSERT_EQ(0, sem_init(&arrived, 0, 0));
@@ -416,8 +422,11 @@ TEST(submission_does_not_wait)
 	close(srv->lower);
 	fd[0] = open(SRV_MNT "/file", direct);
 	fd[1] = open(SRV_MNT "/file", direct | O_APPEND);
+	fd[2] = open(SRV_MNT "/file", O_RDWR);
 	ASSERT_LE(0, fd[0]);
 	ASSERT_LE(0, fd[1]);
+	ASSERT_LE(0, fd[2]);
+	setfsuid(1000);
 	/* Appends alone wait, each for the one before it */
 	for (i = 0; i < 3; i++) {
 		fly(_metadata, &flight,
@@ -430,8 +439,15 @@ TEST(submission_does_not_wait)
 		land(_metadata, &flight, 1);
 	}
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
-	close(fd[0]);
-	close(fd[1]);
+	sem_post(&go);
+	sem_post(&go);
+	ASSERT_EQ(BLOCK, pread(fd[2], back, BLOCK, 2 * BLOCK));
+	ASSERT_EQ(BLOCK, pwrite(fd[2], data, BLOCK, 0));
+	setfsuid(0);
+	ASSERT_LE(5, slow->seen[FUSE_READ] + slow->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, strangers);
+	for (i = 0; i < 3; i++)
+		close(fd[i]);
 	ASSERT_EQ(0, srv->seen[FUSE_READ]);
 	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
 	ASSERT_EQ(0, srv_stop(srv));
