@@ -379,10 +379,15 @@ TEST_F(async, append)
 static sem_t arrived, go;
 static atomic_int strangers;
 
+static int has_no_fsync(struct srv *srv, struct srv_req *req)
+{
+	return req->in.opcode == FUSE_FSYNC ? -ENOSYS : SRV_GO_ON;
+}
+
 static int hold_data(struct srv *srv, struct srv_req *req)
 {
+	strangers += req->in.uid != 0;
 	if (req->in.opcode == FUSE_READ || req->in.opcode == FUSE_WRITE) {
-		strangers += req->in.uid != 0;
 		sem_post(&arrived);
 		sem_wait(&go);
 	}
@@ -418,6 +423,7 @@ TEST(submission_does_not_wait)
 	srv->lower = open(BELOW, O_PATH | O_DIRECTORY);
 	srv->mode = SRV_PASSTHROUGH;
 	srv->max_stack_depth = 2;
+	srv->on_request = has_no_fsync;
 	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
 	close(srv->lower);
 	fd[0] = open(SRV_MNT "/file", direct);
@@ -439,12 +445,17 @@ TEST(submission_does_not_wait)
 		land(_metadata, &flight, 1);
 	}
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
-	sem_post(&go);
-	sem_post(&go);
+	for (i = 0; i < 10; i++)
+		sem_post(&go);
 	ASSERT_EQ(BLOCK, pread(fd[2], back, BLOCK, 2 * BLOCK));
 	ASSERT_EQ(BLOCK, pwrite(fd[2], data, BLOCK, 0));
-	setfsuid(0);
-	ASSERT_LE(5, slow->seen[FUSE_READ] + slow->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, fsync(fd[2]));
+	ASSERT_EQ(1, slow->seen[FUSE_FSYNC]);
+	ASSERT_EQ(0, posix_fadvise(fd[2], 0, 0, POSIX_FADV_DONTNEED));
+	ASSERT_EQ(0, posix_fadvise(fd[2], 0, 0, POSIX_FADV_WILLNEED));
+	ASSERT_EQ(BLOCK, pread(fd[2], back, BLOCK, 0));
+	ASSERT_EQ(1000, setfsuid(0));
+	ASSERT_LE(6, slow->seen[FUSE_READ] + slow->seen[FUSE_WRITE]);
 	ASSERT_EQ(0, strangers);
 	for (i = 0; i < 3; i++)
 		close(fd[i]);

@@ -12,6 +12,7 @@
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <linux/aio_abi.h>
 #include <linux/fs.h>
 
 #include "fuse_test_files.h"
@@ -381,6 +382,42 @@ TEST_F(mixed, buffer_that_faults)
  * The buffer is a mapping of the same lower file by another mount, whose
  * server needs the lower file's locks to fill it.
  */
+/*
+ * The server reads for the fault, and needs a lock that the write holds: that
+ * of xfs, when the end moves to where no block begins.
+ */
+TEST_F(mixed, buffer_of_the_same_file)
+{
+	struct iocb iocb = {
+		.aio_lio_opcode = IOCB_CMD_PWRITE,
+		.aio_nbytes = 4 * BLOCK,
+		.aio_offset = 4 * BLOCK + 512,
+	}, *list = &iocb;
+	aio_context_t ctx = 0;
+	struct io_event event;
+	char *map;
+	int fd;
+
+	if (!strcmp(variant->fs, "tmpfs"))
+		return;
+	fd = open(FILE_MNT, O_RDWR | O_DIRECT);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, 4 * BLOCK, PROT_READ, MAP_SHARED, self->cached, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	iocb.aio_fildes = fd;
+	iocb.aio_buf = (uintptr_t)map;
+	ASSERT_EQ(0, syscall(__NR_io_setup, 1, &ctx));
+	ASSERT_EQ(1, syscall(__NR_io_submit, ctx, 1, &list));
+	ASSERT_EQ(1, syscall(__NR_io_getevents, ctx, 1, 1, &event, NULL));
+	ASSERT_EQ(4 * BLOCK, event.res);
+	ASSERT_LT(0, self->srv->seen[FUSE_READ]);
+	ASSERT_TRUE(lower_is(8 * BLOCK + 512, 4 * BLOCK + 512, data,
+			     4 * BLOCK));
+	ASSERT_EQ(0, syscall(__NR_io_destroy, ctx));
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+	close(fd);
+}
+
 TEST_F(mixed, buffer_of_another_mount)
 {
 	struct srv *other;
