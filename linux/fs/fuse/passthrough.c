@@ -26,10 +26,10 @@
  * @iocb: the request, as the lower file system sees it
  * @orig: the caller's request on the FUSE file
  * @work: finishes a write whose completion came where nobody may sleep
- * @res: result, for @work
+ * @res: result, once the lower file system is done
  * @write: direction
- * @count: one for the submitter, who still looks at @iocb after the completion
- *	   has passed the result on, and one for the completion
+ * @over: the submission or the lower file system has ended; the second passes
+ *	  the result on
  */
 struct fuse_passthrough_aio {
 	struct kiocb iocb;
@@ -37,7 +37,7 @@ struct fuse_passthrough_aio {
 	struct work_struct work;
 	long res;
 	bool write;
-	refcount_t count;
+	bool over;
 };
 
 static struct kmem_cache *fuse_passthrough_aio_cachep;
@@ -141,17 +141,20 @@ static inline int fuse_passthrough_begin(struct kiocb *iocb,
  */
 static __always_inline void
 fuse_passthrough_clone_iocb(struct kiocb *lower_iocb, struct kiocb *iocb,
-			    struct file *lower, int rw)
+			    struct file *lower, int rw,
+			    void (*complete)(struct kiocb *iocb, long res))
 {
+	/* It says that the kiocb lies in a request of fs/aio.c */
+	int flags = iocb->ki_flags & ~IOCB_AIO_RW;
+
+	if (rw == WRITE)
+		flags |= lower->f_iocb_flags &
+			 (IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
 	*lower_iocb = *iocb;
 	lower_iocb->ki_filp = lower;
-	lower_iocb->ki_complete = NULL;
+	lower_iocb->ki_complete = complete;
 	lower_iocb->private = NULL;
-	/* It says that the kiocb lies in a request of fs/aio.c */
-	lower_iocb->ki_flags &= ~IOCB_AIO_RW;
-	if (rw == WRITE)
-		lower_iocb->ki_flags |= lower->f_iocb_flags &
-				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
+	lower_iocb->ki_flags = flags;
 }
 
 static inline void fuse_passthrough_accessed(struct inode *inode)
@@ -178,8 +181,8 @@ static bool fuse_passthrough_moves_size(struct inode *inode, loff_t end)
  * taken after the write, and not for it: the lower file system orders its
  * writers.
  */
-static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
-				       loff_t end)
+static void fuse_passthrough_move_size(struct inode *inode,
+				       struct fuse_backing *backing, loff_t end)
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
@@ -189,7 +192,7 @@ static void fuse_passthrough_move_size(struct inode *inode, struct file *lower,
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
 	/* Whatever others append meanwhile */
-	size = min(end, data_race(i_size_read(file_inode(lower))));
+	size = min(end, data_race(i_size_read(file_inode(backing->file))));
 	if (size > inode->i_size)
 		i_size_write(inode, size);
 	spin_unlock(&fi->lock);
@@ -225,15 +228,16 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 }
 
 static noinline void fuse_passthrough_move_end(struct inode *inode,
-					       struct file *lower, loff_t end,
-					       ssize_t written, bool locked)
+					       struct fuse_backing *backing,
+					       loff_t end, ssize_t written,
+					       bool locked)
 {
 	if (!locked)
 		inode_lock_shared(inode);
 	invalidate_inode_pages2_range(inode->i_mapping,
 				      (end - written) >> PAGE_SHIFT,
 				      (end - 1) >> PAGE_SHIFT);
-	fuse_passthrough_move_size(inode, lower, end);
+	fuse_passthrough_move_size(inode, backing, end);
 	if (!locked)
 		inode_unlock_shared(inode);
 	fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE | STATX_MODE);
@@ -244,58 +248,41 @@ static noinline void fuse_passthrough_move_end(struct inode *inode,
  * @locked if the inode lock is held.
  */
 static inline void fuse_passthrough_wrote(struct inode *inode,
-					  struct file *lower, loff_t end,
-					  ssize_t written, bool locked)
+					  struct fuse_backing *backing,
+					  loff_t end, ssize_t written,
+					  bool locked)
 {
 	if (unlikely(!fuse_passthrough_wrote_in_place(inode, end, written)))
-		fuse_passthrough_move_end(inode, lower, end, written, locked);
+		fuse_passthrough_move_end(inode, backing, end, written, locked);
 }
 
 /* A file whose requests come one at a time allocates for the first alone */
-static struct fuse_passthrough_aio *
+static inline struct fuse_passthrough_aio *
 fuse_passthrough_aio_alloc(struct fuse_backing *backing)
 {
 	struct fuse_passthrough_aio *aio = xchg(&backing->spare, NULL);
 
-	return aio ?: kmem_cache_alloc(fuse_passthrough_aio_cachep, GFP_KERNEL);
+	if (likely(aio))
+		return aio;
+	return kmem_cache_alloc(fuse_passthrough_aio_cachep, GFP_KERNEL);
 }
 
-static void fuse_passthrough_aio_free(struct fuse_passthrough_aio *aio,
-				      struct fuse_backing *backing)
+static inline void fuse_passthrough_aio_free(struct fuse_passthrough_aio *aio,
+					     struct fuse_backing *backing)
 {
 	aio = xchg(&backing->spare, aio);
-	if (aio)
+	if (unlikely(aio))
 		kmem_cache_free(fuse_passthrough_aio_cachep, aio);
 }
 
-static void fuse_passthrough_aio_put(struct fuse_passthrough_aio *aio,
-				     struct fuse_backing *backing)
-{
-	if (refcount_dec_and_test(&aio->count))
-		fuse_passthrough_aio_free(aio, backing);
-}
-
-static void fuse_passthrough_aio_end(struct fuse_passthrough_aio *aio,
-				     long res)
-{
-	struct kiocb *iocb = &aio->iocb;
-	struct inode *inode = file_inode(aio->orig->ki_filp);
-
-	if (aio->write)
-		fuse_passthrough_wrote(inode, iocb->ki_filp, iocb->ki_pos, res,
-				       false);
-	else
-		fuse_passthrough_accessed(inode);
-}
-
-/* The caller's kiocb may be gone as soon as its ki_complete was called */
-static void fuse_passthrough_aio_done(struct fuse_passthrough_aio *aio,
-				      long res)
+/* The caller may free its kiocb and close the file as soon as it is called */
+static void fuse_passthrough_aio_done(struct fuse_passthrough_aio *aio)
 {
 	struct kiocb *orig = aio->orig;
+	long res = aio->res;
 
 	orig->ki_pos = aio->iocb.ki_pos;
-	fuse_passthrough_aio_put(aio, fuse_passthrough_backing(orig->ki_filp));
+	fuse_passthrough_aio_free(aio, fuse_passthrough_backing(orig->ki_filp));
 	orig->ki_complete(orig, res);
 }
 
@@ -303,9 +290,11 @@ static void fuse_passthrough_aio_work(struct work_struct *work)
 {
 	struct fuse_passthrough_aio *aio =
 		container_of(work, struct fuse_passthrough_aio, work);
+	struct file *file = aio->orig->ki_filp;
 
-	fuse_passthrough_aio_end(aio, aio->res);
-	fuse_passthrough_aio_done(aio, aio->res);
+	fuse_passthrough_wrote(file_inode(file), fuse_passthrough_backing(file),
+			       aio->iocb.ki_pos, aio->res, false);
+	fuse_passthrough_aio_done(aio);
 }
 
 /*
@@ -319,21 +308,22 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 		container_of(iocb, struct fuse_passthrough_aio, iocb);
 	struct inode *inode = file_inode(aio->orig->ki_filp);
 
-	if (!aio->write) {
-		fuse_passthrough_aio_end(aio, res);
-		fuse_passthrough_aio_done(aio, res);
-		return;
-	}
-
-	kiocb_end_write(iocb);
-	if (in_task() && !irqs_disabled() &&
-	    fuse_passthrough_wrote_in_place(inode, iocb->ki_pos, res)) {
-		fuse_passthrough_aio_done(aio, res);
-		return;
-	}
+	if (aio->write)
+		kiocb_end_write(iocb);
 	aio->res = res;
-	INIT_WORK(&aio->work, fuse_passthrough_aio_work);
-	queue_work(get_fuse_conn(inode)->passthrough_wq, &aio->work);
+	/* What comes before the submission is over, the submitter returns */
+	if (!xchg(&aio->over, true))
+		return;
+
+	if (!aio->write) {
+		fuse_passthrough_accessed(inode);
+	} else if (!in_task() || irqs_disabled() ||
+		   !fuse_passthrough_wrote_in_place(inode, iocb->ki_pos, res)) {
+		INIT_WORK(&aio->work, fuse_passthrough_aio_work);
+		queue_work(get_fuse_conn(inode)->passthrough_wq, &aio->work);
+		return;
+	}
+	fuse_passthrough_aio_done(aio);
 }
 
 /* Synchronous callers don't set IOCB_WRITE: @rw is that of @iter */
@@ -345,13 +335,19 @@ static inline ssize_t fuse_passthrough_submit(struct kiocb *iocb,
 	return vfs_iocb_iter_read(iocb->ki_filp, iocb, iter);
 }
 
-/* A write comes with freeze protection of the lower file, and hands it over */
+/*
+ * A write comes with freeze protection of the lower file, which is handed over,
+ * and with the inode lock if @locked.  When this returns -EIOCBQUEUED, the
+ * request may be complete and the file closed.
+ */
 static __always_inline ssize_t
 fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
-		       struct iov_iter *iter, int rw)
+		       struct file *lower, const struct cred *cred,
+		       struct iov_iter *iter, int rw, bool *locked)
 {
-	struct super_block *sb = file_inode(backing->file)->i_sb;
+	struct super_block *sb = file_inode(lower)->i_sb;
 	struct fuse_passthrough_aio *aio;
+	const struct cred *old_cred;
 	ssize_t ret;
 
 	aio = fuse_passthrough_aio_alloc(backing);
@@ -361,22 +357,27 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 		return -ENOMEM;
 	}
 
-	fuse_passthrough_clone_iocb(&aio->iocb, iocb, backing->file, rw);
-	aio->iocb.ki_complete = fuse_passthrough_aio_complete;
+	fuse_passthrough_clone_iocb(&aio->iocb, iocb, lower, rw,
+				    fuse_passthrough_aio_complete);
 	aio->orig = iocb;
 	aio->write = rw == WRITE;
-	refcount_set(&aio->count, 2);
+	aio->over = false;
 	/* To lockdep, the protection does not come back to user space held */
 	if (rw == WRITE)
 		__sb_writers_release(sb, SB_FREEZE_WRITE);
 
+	old_cred = fuse_passthrough_creds(cred);
 	ret = fuse_passthrough_submit(&aio->iocb, iter, rw);
-	if (ret == -EIOCBQUEUED) {
-		fuse_passthrough_aio_put(aio, backing);
-		return ret;
-	}
+	fuse_passthrough_creds(old_cred);
 
-	if (rw == WRITE) {
+	if (ret == -EIOCBQUEUED) {
+		if (*locked)
+			inode_unlock_shared(file_inode(iocb->ki_filp));
+		*locked = false;
+		if (!xchg(&aio->over, true))
+			return ret;
+		ret = aio->res;
+	} else if (rw == WRITE) {
 		__sb_writers_acquired(sb, SB_FREEZE_WRITE);
 		sb_end_write(sb);
 	}
@@ -492,7 +493,7 @@ static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
 	struct kiocb lower_iocb;
 	ssize_t ret;
 
-	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower, rw);
+	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower, rw, NULL);
 	if (user_backed_iter(iter))
 		ret = fuse_passthrough_submit_user(&lower_iocb, iter, rw);
 	else
@@ -517,7 +518,7 @@ static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
 	if ((iocb->ki_flags | lower->f_iocb_flags) & IOCB_APPEND &&
 	    rw == WRITE)
 		return false;
-	return !(mapping_mapped(iocb->ki_filp->f_mapping) &&
+	return !(mapping_mapped(file_inode(iocb->ki_filp)->i_mapping) &&
 		 user_backed_iter(iter));
 }
 
@@ -534,28 +535,25 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	struct file *file = iocb->ki_filp;
 	struct fuse_backing *backing = fuse_passthrough_backing(file);
 	struct inode *inode = file_inode(file);
+	struct file *lower = backing->file;
 	const struct cred *old_cred;
+	bool locked = false;
 	ssize_t ret;
-	bool async;
 
-	ret = fuse_passthrough_begin(iocb, backing->file, iov_iter_count(to));
+	ret = fuse_passthrough_begin(iocb, lower, iov_iter_count(to));
 	if (ret)
 		return ret;
 
-	async = fuse_passthrough_is_async(iocb, backing->file, to, READ);
-	/* It may be closed when the request completes, before this returns */
-	if (unlikely(async))
-		get_file(file);
-	old_cred = fuse_passthrough_creds(backing->cred);
-	if (unlikely(async))
-		ret = fuse_passthrough_async(iocb, backing, to, READ);
-	else
-		ret = fuse_passthrough_sync(iocb, backing->file, to, READ);
-	fuse_passthrough_creds(old_cred);
+	if (unlikely(fuse_passthrough_is_async(iocb, lower, to, READ))) {
+		ret = fuse_passthrough_async(iocb, backing, lower,
+					     backing->cred, to, READ, &locked);
+	} else {
+		old_cred = fuse_passthrough_creds(backing->cred);
+		ret = fuse_passthrough_sync(iocb, lower, to, READ);
+		fuse_passthrough_creds(old_cred);
+	}
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_accessed(inode);
-	if (unlikely(async))
-		fput(file);
 
 	return ret;
 }
@@ -576,13 +574,13 @@ fuse_passthrough_suid_cred(struct fuse_backing *backing, struct inode *lower)
  * execute stays with a member of the group.
  */
 static inline const struct cred *
-fuse_passthrough_write_cred(struct fuse_backing *backing)
+fuse_passthrough_write_cred(struct fuse_backing *backing, struct file *lower)
 {
-	struct inode *lower = file_inode(backing->file);
+	struct inode *inode = file_inode(lower);
 
-	if (likely(!(lower->i_mode & (S_ISUID | S_ISGID))))
+	if (likely(!(inode->i_mode & (S_ISUID | S_ISGID))))
 		return backing->cred;
-	return fuse_passthrough_suid_cred(backing, lower);
+	return fuse_passthrough_suid_cred(backing, inode);
 }
 
 /*
@@ -697,9 +695,8 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 	struct fuse_backing *backing = fuse_passthrough_backing(file);
 	struct inode *inode = file_inode(file);
 	struct file *lower = backing->file;
-	const struct cred *old_cred;
+	const struct cred *old_cred, *cred;
 	ssize_t ret;
-	bool async;
 
 	if (locked)
 		ret = fuse_passthrough_lock_and_begin(iocb, lower,
@@ -710,21 +707,20 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 	if (ret)
 		return ret;
 
-	async = fuse_passthrough_is_async(iocb, lower, from, WRITE);
-	if (unlikely(async))
-		get_file(file);
-	old_cred = fuse_passthrough_creds(fuse_passthrough_write_cred(backing));
-	if (unlikely(async))
-		ret = fuse_passthrough_async(iocb, backing, from, WRITE);
-	else
+	cred = fuse_passthrough_write_cred(backing, lower);
+	if (unlikely(fuse_passthrough_is_async(iocb, lower, from, WRITE))) {
+		ret = fuse_passthrough_async(iocb, backing, lower, cred, from,
+					     WRITE, &locked);
+	} else {
+		old_cred = fuse_passthrough_creds(cred);
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
-	fuse_passthrough_creds(old_cred);
+		fuse_passthrough_creds(old_cred);
+	}
 	if (ret != -EIOCBQUEUED)
-		fuse_passthrough_wrote(inode, lower, iocb->ki_pos, ret, locked);
+		fuse_passthrough_wrote(inode, backing, iocb->ki_pos, ret,
+				       locked);
 	if (locked)
 		inode_unlock_shared(inode);
-	if (unlikely(async))
-		fput(file);
 
 	return ret;
 }
@@ -789,7 +785,7 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 	struct fuse_backing *backing = fuse_passthrough_backing(out);
 	struct inode *inode = file_inode(out);
 	struct file *lower = backing->file;
-	const struct cred *old_cred;
+	const struct cred *old_cred, *cred;
 	ssize_t ret;
 
 	if (fuse_is_bad(inode))
@@ -805,13 +801,14 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 			return ret;
 	}
 
-	old_cred = fuse_passthrough_creds(fuse_passthrough_write_cred(backing));
+	cred = fuse_passthrough_write_cred(backing, lower);
+	old_cred = fuse_passthrough_creds(cred);
 	file_start_write(lower);
 	ret = lower->f_op->splice_write(pipe, lower, ppos, len, flags);
 	file_end_write(lower);
 	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
 	fuse_passthrough_creds(old_cred);
-	fuse_passthrough_wrote(inode, lower, *ppos, ret, false);
+	fuse_passthrough_wrote(inode, backing, *ppos, ret, false);
 
 	return ret;
 }
