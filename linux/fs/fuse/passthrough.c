@@ -37,7 +37,7 @@ struct fuse_passthrough_aio {
 	struct work_struct work;
 	long res;
 	bool write;
-	bool over;
+	int over;
 };
 
 static struct kmem_cache *fuse_passthrough_aio_cachep;
@@ -147,9 +147,10 @@ fuse_passthrough_clone_iocb(struct kiocb *lower_iocb, struct kiocb *iocb,
 	/* It says that the kiocb lies in a request of fs/aio.c */
 	int flags = iocb->ki_flags & ~IOCB_AIO_RW;
 
+	/* loop and others leave out IOCB_WRITE, by which overlayfs ends a write */
 	if (rw == WRITE)
-		flags |= lower->f_iocb_flags &
-			 (IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC);
+		flags |= IOCB_WRITE | (lower->f_iocb_flags &
+				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC));
 	*lower_iocb = *iocb;
 	lower_iocb->ki_filp = lower;
 	lower_iocb->ki_complete = complete;
@@ -310,9 +311,12 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 
 	if (aio->write)
 		kiocb_end_write(iocb);
+	/* FUSE and network file systems leave it where it was */
+	if (res > 0)
+		iocb->ki_pos = aio->orig->ki_pos + res;
 	aio->res = res;
 	/* What comes before the submission is over, the submitter returns */
-	if (!xchg(&aio->over, true))
+	if (!xchg(&aio->over, 1))
 		return;
 
 	if (!aio->write) {
@@ -361,7 +365,7 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 				    fuse_passthrough_aio_complete);
 	aio->orig = iocb;
 	aio->write = rw == WRITE;
-	aio->over = false;
+	aio->over = 0;
 	/* To lockdep, the protection does not come back to user space held */
 	if (rw == WRITE)
 		__sb_writers_release(sb, SB_FREEZE_WRITE);
@@ -374,7 +378,7 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 		if (*locked)
 			inode_unlock_shared(file_inode(iocb->ki_filp));
 		*locked = false;
-		if (!xchg(&aio->over, true))
+		if (!xchg(&aio->over, 1))
 			return ret;
 		ret = aio->res;
 	} else if (rw == WRITE) {

@@ -403,6 +403,7 @@ TEST(submission_does_not_wait)
 	const int direct = O_RDWR | O_DIRECT;
 	struct flight flight = { .engine = AIO };
 	struct srv *slow, *srv;
+	char *nowhere;
 	int fd[3], i;
 
 	make_data();
@@ -445,6 +446,16 @@ TEST(submission_does_not_wait)
 		land(_metadata, &flight, 1);
 	}
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
+	/* FUSE below is done with these before it says that they are queued */
+	nowhere = mmap(NULL, BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+		       0);
+	ASSERT_NE(MAP_FAILED, nowhere);
+	for (i = 0; i < 2; i++) {
+		fly(_metadata, &flight,
+		    (struct op){ fd[0], i, nowhere, BLOCK, BLOCK, 0 }, 1);
+		ASSERT_EQ(1, wait_for(&flight, 1));
+		ASSERT_EQ(-EFAULT, flight.op[0].result);
+	}
 	for (i = 0; i < 10; i++)
 		sem_post(&go);
 	ASSERT_EQ(BLOCK, pread(fd[2], back, BLOCK, 2 * BLOCK));
