@@ -15,6 +15,7 @@
 #include <linux/aio_abi.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
+#include <linux/loop.h>
 
 #include "fuse_test_files.h"
 
@@ -404,7 +405,7 @@ TEST(submission_does_not_wait)
 	struct flight flight = { .engine = AIO };
 	struct srv *slow, *srv;
 	char *nowhere;
-	int fd[3], i;
+	int fd[4], i;
 
 	make_data();
 	ASSERT_EQ(0, sem_init(&arrived, 0, 0));
@@ -456,7 +457,7 @@ TEST(submission_does_not_wait)
 		ASSERT_EQ(1, wait_for(&flight, 1));
 		ASSERT_EQ(-EFAULT, flight.op[0].result);
 	}
-	for (i = 0; i < 10; i++)
+	for (i = 0; i < 40; i++)
 		sem_post(&go);
 	ASSERT_EQ(BLOCK, pread(fd[2], back, BLOCK, 2 * BLOCK));
 	ASSERT_EQ(BLOCK, pwrite(fd[2], data, BLOCK, 0));
@@ -468,12 +469,70 @@ TEST(submission_does_not_wait)
 	ASSERT_EQ(1000, setfsuid(0));
 	ASSERT_LE(6, slow->seen[FUSE_READ] + slow->seen[FUSE_WRITE]);
 	ASSERT_EQ(0, strangers);
-	for (i = 0; i < 3; i++)
-		close(fd[i]);
 	ASSERT_EQ(0, srv->seen[FUSE_READ]);
 	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
+	/* FUSE below leaves it to others to move the position */
+	srv->mode = SRV_PLAIN;
+	fd[3] = open(SRV_MNT "/file", O_RDONLY);
+	ASSERT_LE(0, fd[3]);
+	ASSERT_EQ(BLOCK, pread(fd[3], back, BLOCK, BLOCK));
+	ASSERT_EQ(0, memcmp(data, back, BLOCK));
+	fly(_metadata, &flight,
+	    (struct op){ fd[0], true, data + BLOCK, BLOCK, BLOCK, 0 }, 1);
+	land(_metadata, &flight, 1);
+	ASSERT_EQ(BLOCK, pread(fd[3], back, BLOCK, BLOCK));
+	ASSERT_EQ(0, memcmp(data + BLOCK, back, BLOCK));
+	for (i = 0; i < 4; i++)
+		close(fd[i]);
 	ASSERT_EQ(0, srv_stop(srv));
 	ASSERT_EQ(0, srv_stop(slow));
+}
+
+/* loop does not say that it writes, and overlayfs has to end the write. */
+TEST(loop_over_overlayfs)
+{
+	struct loop_config config = { .info.lo_flags = LO_FLAGS_DIRECT_IO };
+	struct srv *srv;
+	int control, fs, loop;
+	char name[32];
+
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower("overlay"));
+	ASSERT_TRUE(make_lower(LOWER, 0666, 4 * BLOCK));
+	srv = srv_new();
+	ASSERT_NE(NULL, srv);
+	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	srv->mode = SRV_PASSTHROUGH;
+	srv->max_stack_depth = 2;
+	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	close(srv->lower);
+	config.fd = open(SRV_MNT "/file", O_RDWR);
+	ASSERT_LE(0, (int)config.fd);
+	control = open("/dev/loop-control", O_RDWR);
+	snprintf(name, sizeof(name), "/dev/loop%d",
+		 ioctl(control, LOOP_CTL_GET_FREE));
+	loop = open(name, O_RDWR | O_DIRECT);
+	ASSERT_LE(0, loop);
+	ASSERT_EQ(0, ioctl(loop, LOOP_CONFIGURE, &config));
+	ASSERT_EQ(0, ioctl(loop, LOOP_GET_STATUS64, &config.info));
+	ASSERT_TRUE(config.info.lo_flags & LO_FLAGS_DIRECT_IO);
+	ASSERT_EQ(BLOCK, pwrite(loop, data, BLOCK, BLOCK));
+	ASSERT_EQ(BLOCK, pread(config.fd, back, BLOCK, BLOCK));
+	ASSERT_EQ(0, memcmp(data, back, BLOCK));
+	ASSERT_EQ(0, ioctl(loop, LOOP_CLR_FD));
+	close(loop);
+	close(control);
+	close(config.fd);
+	/* A write that has not ended would hold this up */
+	fs = open(SRV_BASE "/ext4", O_RDONLY | O_DIRECTORY);
+	ASSERT_EQ(0, ioctl(fs, FIFREEZE, 0));
+	ASSERT_EQ(0, ioctl(fs, FITHAW, 0));
+	close(fs);
+	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, srv_stop(srv));
+	ASSERT_EQ(0, umount2(SRV_LOWER, 0));
+	ASSERT_EQ(0, umount2(SRV_BASE "/ext4", 0));
 }
 
 TEST_F(async, end_of_file)
