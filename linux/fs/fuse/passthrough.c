@@ -135,14 +135,10 @@ static inline int fuse_passthrough_begin(struct kiocb *iocb,
 	return fuse_passthrough_flush(inode, lower, iocb->ki_pos, count, flags);
 }
 
-/*
- * A lower file that is append-only or synchronous by itself stays so.  With
- * ki_waitq, which is passed on, -EIOCBQUEUED is an answer for the caller.
- */
-static __always_inline void
-fuse_passthrough_clone_iocb(struct kiocb *lower_iocb, struct kiocb *iocb,
-			    struct file *lower, int rw,
-			    void (*complete)(struct kiocb *iocb, long res))
+/* A lower file that is append-only or synchronous by itself stays so */
+static __always_inline int fuse_passthrough_lower_flags(struct kiocb *iocb,
+							struct file *lower,
+							int rw)
 {
 	/* It says that the kiocb lies in a request of fs/aio.c */
 	int flags = iocb->ki_flags & ~IOCB_AIO_RW;
@@ -151,11 +147,7 @@ fuse_passthrough_clone_iocb(struct kiocb *lower_iocb, struct kiocb *iocb,
 	if (rw == WRITE)
 		flags |= IOCB_WRITE | (lower->f_iocb_flags &
 				(IOCB_APPEND | IOCB_DSYNC | IOCB_SYNC));
-	*lower_iocb = *iocb;
-	lower_iocb->ki_filp = lower;
-	lower_iocb->ki_complete = complete;
-	lower_iocb->private = NULL;
-	lower_iocb->ki_flags = flags;
+	return flags;
 }
 
 static inline void fuse_passthrough_accessed(struct inode *inode)
@@ -307,7 +299,7 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 {
 	struct fuse_passthrough_aio *aio =
 		container_of(iocb, struct fuse_passthrough_aio, iocb);
-	struct inode *inode = file_inode(aio->orig->ki_filp);
+	struct inode *inode;
 
 	if (aio->write)
 		kiocb_end_write(iocb);
@@ -319,6 +311,7 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 	if (!xchg(&aio->over, 1))
 		return;
 
+	inode = file_inode(aio->orig->ki_filp);
 	if (!aio->write) {
 		fuse_passthrough_accessed(inode);
 	} else if (!in_task() || irqs_disabled() ||
@@ -361,8 +354,13 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 		return -ENOMEM;
 	}
 
-	fuse_passthrough_clone_iocb(&aio->iocb, iocb, lower, rw,
-				    fuse_passthrough_aio_complete);
+	aio->iocb.ki_filp = lower;
+	aio->iocb.ki_pos = iocb->ki_pos;
+	aio->iocb.ki_complete = fuse_passthrough_aio_complete;
+	aio->iocb.private = NULL;
+	aio->iocb.ki_flags = fuse_passthrough_lower_flags(iocb, lower, rw);
+	aio->iocb.ki_ioprio = iocb->ki_ioprio;
+	aio->iocb.ki_waitq = iocb->ki_waitq;
 	aio->orig = iocb;
 	aio->write = rw == WRITE;
 	aio->over = 0;
@@ -497,7 +495,12 @@ static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
 	struct kiocb lower_iocb;
 	ssize_t ret;
 
-	fuse_passthrough_clone_iocb(&lower_iocb, iocb, lower, rw, NULL);
+	/* With ki_waitq, -EIOCBQUEUED is an answer for the caller */
+	lower_iocb = *iocb;
+	lower_iocb.ki_filp = lower;
+	lower_iocb.ki_complete = NULL;
+	lower_iocb.private = NULL;
+	lower_iocb.ki_flags = fuse_passthrough_lower_flags(iocb, lower, rw);
 	if (user_backed_iter(iter))
 		ret = fuse_passthrough_submit_user(&lower_iocb, iter, rw);
 	else

@@ -80,7 +80,7 @@ int srv_mount_lower(const char *type)
 	if (!strcmp(type, "xfs"))
 		return mount_disk("/dev/ram1", SRV_LOWER, type, NULL);
 	if (!strcmp(type, "xfs-quota"))
-		return mount_disk("/dev/ram1", SRV_LOWER, "xfs", "usrquota");
+		return mount_disk("/dev/ram2", SRV_LOWER, "xfs", "usrquota");
 	if (!strcmp(type, "ext4-disk"))
 		return mount_disk("/dev/vda", SRV_LOWER, "ext4", NULL);
 	if (!strcmp(type, "xfs-disk"))

@@ -303,7 +303,7 @@ static bool limit_user(off_t bytes)
 		.d_blk_hardlimit = bytes / 512,
 	};
 
-	return !syscall(SYS_quotactl, QCMD(Q_XSETQLIM, USRQUOTA), "/dev/ram1",
+	return !syscall(SYS_quotactl, QCMD(Q_XSETQLIM, USRQUOTA), "/dev/ram2",
 			USER, &quota);
 }
 
