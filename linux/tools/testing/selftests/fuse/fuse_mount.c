@@ -152,7 +152,7 @@ int srv_abort(struct srv *srv)
 /* In a process group of its own, which the harness does not kill. */
 static int start_guard(struct srv *srv)
 {
-	unsigned int left = srv->timeout ?: 28;
+	unsigned int left = srv->timeout ?: 56;
 	pid_t pid = fork();
 
 	if (pid) {

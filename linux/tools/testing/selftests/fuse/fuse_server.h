@@ -103,8 +103,8 @@ struct srv_node {
  * @by_hand: no thread: the test takes the requests, see srv_take()
  * @hold_init: leave INIT unanswered, for srv_init() or the test (by hand)
  * @uid: not 0: serve in a child process of this user and group
- * @timeout: seconds until the guard aborts, 0 means 28 (the harness kills a
- *	test after 30)
+ * @timeout: seconds until the guard aborts, 0 means 56 (the harness kills a
+ *	test after 60)
  * @on_request: called for each request, before anything else
  * @on_open: called for OPEN, CREATE and TMPFILE with the opened lower file,
  *	before it is attached. The hook may change the answer, which is @entry

@@ -11,6 +11,7 @@
 #include <stdalign.h>
 #include <stdbool.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -19,9 +20,28 @@
 #include "../kselftest_harness.h"
 #include "fuse_server.h"
 
+/* Kernels with every debug option are slow, and so are machines without KVM */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT	60
+
 #define BLOCK	4096
 #define LOWER	SRV_LOWER "/file"
 #define USER	1000
+
+/*
+ * Is there one more round?  A slow machine does what it can in @seconds, and a
+ * tenth of the @rounds at least.
+ */
+static inline bool again(int done, int rounds, int seconds)
+{
+	static time_t until;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (!done)
+		until = now.tv_sec + seconds;
+	return done < rounds && (done < rounds / 10 || now.tv_sec < until);
+}
 
 /* How a test reaches its file */
 enum way { BARE, PLAIN, BY_REQUEST, BY_ID };

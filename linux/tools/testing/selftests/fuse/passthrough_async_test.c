@@ -599,7 +599,7 @@ TEST_F(async, truncate_in_flight)
 	struct stat st;
 
 	ASSERT_LE(0, fd);
-	for (i = 0; i < 20; i++) {
+	for (i = 0; again(i, 20, 2); i++) {
 		fly(_metadata, &self->flight,
 		    (struct op){ fd, true, data, BLOCK, i * BLOCK, 0 }, 8);
 		ASSERT_EQ(0, ftruncate(fd, 3 * BLOCK));

@@ -201,7 +201,7 @@ TEST_F(mixed, write_beside_cached_writer)
 	const char x = 'x';
 	int i;
 
-	for (i = 0; i < 200; i++) {
+	for (i = 0; again(i, 200, 5); i++) {
 		call.done = false;
 		ASSERT_EQ(10, pwrite(self->through, "0123456789", 10, 50));
 		ASSERT_EQ(0, pthread_create(&call.id, NULL, run_call, &call));

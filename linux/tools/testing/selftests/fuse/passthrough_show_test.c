@@ -400,12 +400,12 @@ TEST_F(show, id_closed_after_answer)
 
 	self->srv->mode = SRV_PLAIN;
 	self->srv->on_open = answer_and_close_id;
-	for (i = 1; i <= 200; i++) {
+	for (i = 0; again(i, 200, 5); i++) {
 		fd = open(FILE_MNT, O_RDWR);
 		ASSERT_LE(0, fd);
 		ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, 0));
 		close(fd);
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, i));
+		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, i + 1));
 	}
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 }
@@ -446,20 +446,20 @@ static int set_lower_flags(int lower, int flags)
 /* Each is another one, lives until it is closed, and is closed once. */
 TEST_F(show, thousands_of_ids)
 {
-	static int id[5000];
+	static int id[2000];
 	int i, path = open(LOWER, O_PATH);
 
-	for (i = 0; i < 5000; i++) {
+	for (i = 0; i < 2000; i++) {
 		id[i] = srv_backing_open(self->srv->dev, path);
 		ASSERT_LT(i ? id[i - 1] : 0, id[i]);
 	}
 	close(path);
 	self->srv->on_request = open_by_path_id;
-	for (i = 0; i < 5000; i += 499) {
+	for (i = 0; i < 2000; i += 199) {
 		path_id = id[i];
 		ASSERT_EQ(0, try_open(O_RDWR));
 	}
-	for (i = 0; i < 5000; i++) {
+	for (i = 0; i < 2000; i++) {
 		ASSERT_EQ(0, srv_backing_close(self->srv->dev, id[i]));
 		ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, id[i]));
 	}
