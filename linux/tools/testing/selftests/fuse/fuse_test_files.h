@@ -30,7 +30,7 @@
 
 /*
  * Is there one more round?  A slow machine does what it can in @seconds, and a
- * tenth of the @rounds at least.
+ * twentieth of the @rounds at least.
  */
 static inline bool again(int done, int rounds, int seconds)
 {
@@ -40,7 +40,7 @@ static inline bool again(int done, int rounds, int seconds)
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	if (!done)
 		until = now.tv_sec + seconds;
-	return done < rounds && (done < rounds / 10 || now.tv_sec < until);
+	return done < rounds && (done < rounds / 20 || now.tv_sec < until);
 }
 
 /* How a test reaches its file */

@@ -391,7 +391,7 @@ TEST_F_TIMEOUT(stress, all_at_once, 600)
 	unsigned int random = shared->seed;
 	int i, rounds = 0;
 
-	while (rounds < ROUNDS)
+	while (again(rounds, ROUNDS, 90))
 		rounds += run_epoch(_metadata, self->lower, &random);
 	/* All that was meant to happen has happened. */
 	for (i = 0; i < SEEN; i++) {
