@@ -202,12 +202,12 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	bool moves;
 
-	if (written > 0 && unlikely(READ_ONCE(inode->i_mapping->nrpages)))
+	if (unlikely(READ_ONCE(inode->i_mapping->nrpages) && written > 0))
 		return false;
 
 	spin_lock(&fi->lock);
 	fi->attr_version = atomic64_inc_return(&fc->attr_version);
-	moves = written > 0 && fuse_passthrough_moves_size(inode, end);
+	moves = fuse_passthrough_moves_size(inode, end);
 	spin_unlock(&fi->lock);
 
 	/* Setuid and setgid may have gone */
@@ -217,7 +217,7 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 	if (unlikely(~READ_ONCE(fi->inval_mask) & FUSE_STATX_MODSIZE))
 		fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE);
 
-	return !moves;
+	return !moves || written <= 0;
 }
 
 static noinline void fuse_passthrough_move_end(struct inode *inode,
