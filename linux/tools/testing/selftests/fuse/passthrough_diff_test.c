@@ -431,7 +431,7 @@ TEST_F_TIMEOUT(diff, steps, 600)
 	struct step step;
 
 	ASSERT_NE(NULL, result);
-	for (n = 0; again(n, last, steps ? 500 : 15); n++) {
+	for (n = 0; again(n, last, steps ? 600 : 15); n++) {
 		choose(&step, &self->random);
 		for (i = 0; i < TARGETS; i++)
 			run_step(self->srv, variant->fs, &self->target[i], i,
