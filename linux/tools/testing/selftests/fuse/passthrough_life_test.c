@@ -1120,9 +1120,9 @@ TEST_F_TIMEOUT(race, ioctl_and_answer, 400)
 	race.round = OVER;
 	ASSERT_EQ(0, pthread_join(self->attacher, NULL));
 	TH_LOG("%d of %d ioctls came in time", won, i);
-	/* It was one. */
-	ASSERT_LT(i / 10, won);
-	ASSERT_GT(i - i / 10, won);
+	/* It was a race, of which a slow machine sees few rounds. */
+	ASSERT_LT(i / 50, won);
+	ASSERT_GT(i - i / 50, won);
 	close(race.spare);
 	ASSERT_EQ(0, umount2(SPARE, 0));
 }
