@@ -424,14 +424,14 @@ static const char *compare(struct target *t, const struct step *step, int i)
 TEST_F_TIMEOUT(diff, steps, 600)
 {
 	const char *steps = getenv("PASSTHROUGH_STEPS");
-	int i, n, last = steps && atoi(steps) ? atoi(steps) : STEPS;
+	int i, n, asked = steps ? atoi(steps) : 0;
 	unsigned int seed = self->random;
 	char *result = malloc(MAX_SIZE);
 	const char *what;
 	struct step step;
 
 	ASSERT_NE(NULL, result);
-	for (n = 0; again(n, last, steps ? 600 : 15); n++) {
+	for (n = 0; again(n, asked ?: STEPS, asked ? 600 : 15); n++) {
 		choose(&step, &self->random);
 		for (i = 0; i < TARGETS; i++)
 			run_step(self->srv, variant->fs, &self->target[i], i,

@@ -267,7 +267,7 @@ TEST_F_TIMEOUT(privilege, as_bare, 500)
 	unsigned int i, n;
 
 	/* Who stops early has met all of each: 37 is prime to their number */
-	for (i = 0; again(i, all, 90); i++) {
+	for (i = 0; again(i, all, 45); i++) {
 		n = i * 37 % all;
 		check(_metadata, self->srv, variant->server, n % CALLERS,
 		      n % pairs / CALLERS, modes[n / pairs]);
