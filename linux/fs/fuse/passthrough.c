@@ -17,6 +17,7 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/splice.h>
 #include <linux/workqueue.h>
@@ -389,45 +390,15 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
 }
 
 /*
- * Was it a page that is not there which stopped a request?  If it was a limit,
- * one more try would send SIGXFSZ.  Who may not wait gets what there is.
+ * A fault asks a server, and that must not happen below the locks of the lower
+ * file, which the server may need to answer.  So the pages of the caller have to
+ * be there, and who meets one that is not tries again, fuse_passthrough_again().
  */
-static bool fuse_passthrough_met_fault(struct kiocb *iocb,
-				       struct iov_iter *iter, ssize_t ret)
+static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
+						   struct iov_iter *iter,
+						   int rw)
 {
-	size_t missing;
-
-	if (ret <= 0)
-		return ret == -EFAULT;
-	if (!iov_iter_count(iter) ||
-	    iocb->ki_flags & (IOCB_NOWAIT | IOCB_WAITQ))
-		return false;
-	if (iov_iter_rw(iter) == READ)
-		return iocb->ki_pos < i_size_read(file_inode(iocb->ki_filp));
-
-	pagefault_disable();
-	missing = fault_in_iov_iter_readable(iter, 1);
-	pagefault_enable();
-	return missing;
-}
-
-/* Makes pages accessible, and tells of how many bytes it could not */
-static size_t fuse_passthrough_fault_in(struct iov_iter *iter)
-{
-	size_t left = iov_iter_count(iter);
-
-	if (fatal_signal_pending(current))
-		return left;
-	if (iov_iter_rw(iter) == READ)
-		return fault_in_iov_iter_writeable(iter, left);
-	return fault_in_iov_iter_readable(iter, left);
-}
-
-static inline ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
-						      struct iov_iter *iter,
-						      int rw)
-{
-	size_t left = iov_iter_count(iter);
+	size_t count = iov_iter_count(iter);
 	ssize_t ret;
 
 	pagefault_disable();
@@ -435,55 +406,9 @@ static inline ssize_t fuse_passthrough_submit_nofault(struct kiocb *iocb,
 	ret = fuse_passthrough_submit(iocb, iter, rw);
 	iter->nofault = false;
 	pagefault_enable();
-	/* iomap may have moved the iterator, and not ki_pos */
 	if (unlikely(ret < 0))
-		iov_iter_revert(iter, left - iov_iter_count(iter));
+		iov_iter_revert(iter, count - iov_iter_count(iter));
 
-	return ret;
-}
-
-/* What can't be had is left to one last attempt. */
-static noinline ssize_t fuse_passthrough_retry(struct kiocb *iocb,
-					       struct iov_iter *iter,
-					       ssize_t done)
-{
-	size_t missing;
-	ssize_t ret;
-
-	do {
-		missing = fuse_passthrough_fault_in(iter);
-		if (missing == iov_iter_count(iter))
-			break;
-		ret = fuse_passthrough_submit_nofault(iocb, iter,
-						      iov_iter_rw(iter));
-		if (ret > 0)
-			done = max_t(ssize_t, done, 0) + ret;
-		else if (done < 0)
-			done = ret;
-	} while (!missing && fuse_passthrough_met_fault(iocb, iter, ret));
-
-	return done;
-}
-
-/*
- * The buffer may be a mapping of the same file, or of another FUSE file.  A
- * fault on it asks a server, and that must not happen below the locks of the
- * lower file, which the server may need to answer: fault in between attempts.
- */
-static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
-						   struct iov_iter *iter,
-						   int rw)
-{
-	ssize_t ret;
-
-	/* The rest of an append would go behind what others append */
-	if (rw == WRITE && unlikely(iocb->ki_flags & IOCB_APPEND))
-		fault_in_iov_iter_readable(iter, iov_iter_count(iter));
-
-	ret = fuse_passthrough_submit_nofault(iocb, iter, rw);
-	if (unlikely(iov_iter_count(iter) &&
-		     fuse_passthrough_met_fault(iocb, iter, ret)))
-		ret = fuse_passthrough_retry(iocb, iter, ret);
 	return ret;
 }
 
@@ -505,39 +430,65 @@ static __always_inline ssize_t fuse_passthrough_sync(struct kiocb *iocb,
 		ret = fuse_passthrough_submit_user(&lower_iocb, iter, rw);
 	else
 		ret = fuse_passthrough_submit(&lower_iocb, iter, rw);
-	iocb->ki_pos = lower_iocb.ki_pos;
+	/* What failed may have moved it on its way, and is not done */
+	if (likely(ret >= 0))
+		iocb->ki_pos = lower_iocb.ki_pos;
 
 	return ret;
+}
+
+static inline bool fuse_passthrough_appends(struct kiocb *iocb,
+					    struct file *lower)
+{
+	return (iocb->ki_flags | lower->f_iocb_flags) & IOCB_APPEND;
 }
 
 /*
  * Buffered requests are finished when the lower file system returns.  Appends
  * wait: the end of the file moves when one completes, and the next, if it came
- * before, would go to the same place.  A request whose buffer may be a cached
- * mapping of the inode has to be tried again.
+ * before, would go to the same place.  A request whose buffer may be a mapping
+ * of the inode has to be tried again.
  */
 static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
 					     struct file *lower,
 					     struct iov_iter *iter, int rw)
 {
+	struct inode *inode = file_inode(iocb->ki_filp);
+
 	if (likely(!(iocb->ki_flags & IOCB_DIRECT)) || is_sync_kiocb(iocb))
 		return false;
-	if ((iocb->ki_flags | lower->f_iocb_flags) & IOCB_APPEND &&
-	    rw == WRITE)
+	if (rw == WRITE && fuse_passthrough_appends(iocb, lower))
 		return false;
-	return !(mapping_mapped(file_inode(iocb->ki_filp)->i_mapping) &&
-		 user_backed_iter(iter));
+	return !user_backed_iter(iter) ||
+	       !(mapping_mapped(inode->i_mapping) ||
+		 atomic_read(&get_fuse_inode(inode)->passthrough_maps));
 }
 
-/**
- * fuse_passthrough_read_iter - read the lower file
- * @iocb: request on a FUSE file that has a lower one
- * @to: where the data goes
- *
- * Context: Process context.
- * Return: number of bytes, -EIOCBQUEUED or another negative error
+/*
+ * May it have been a page that is not there which stopped a request?  A write
+ * that a limit stopped would be sent SIGXFSZ when it tried again, and of an
+ * O_DIRECT append that failed a part may be in the file.  Who may not wait gets
+ * what there is.
  */
-ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
+static bool fuse_passthrough_met_fault(struct kiocb *iocb, struct file *lower,
+				       int rw, ssize_t ret)
+{
+	unsigned long limit = rlimit(RLIMIT_FSIZE);
+
+	if (ret <= 0)
+		return ret == -EFAULT &&
+		       !(rw == WRITE && iocb->ki_flags & IOCB_DIRECT &&
+			 fuse_passthrough_appends(iocb, lower));
+	if (iocb->ki_flags & (IOCB_NOWAIT | IOCB_WAITQ))
+		return false;
+	if (rw == READ)
+		return iocb->ki_pos < i_size_read(file_inode(lower));
+	return limit == RLIM_INFINITY || iocb->ki_pos < limit;
+}
+
+static __always_inline ssize_t fuse_passthrough_read(struct kiocb *iocb,
+						     struct iov_iter *to,
+						     bool async)
 {
 	struct file *file = iocb->ki_filp;
 	struct fuse_backing *backing = fuse_passthrough_backing(file);
@@ -551,7 +502,7 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	if (ret)
 		return ret;
 
-	if (unlikely(fuse_passthrough_is_async(iocb, lower, to, READ))) {
+	if (unlikely(async)) {
 		ret = fuse_passthrough_async(iocb, backing, lower,
 					     backing->cred, to, READ, &locked);
 	} else {
@@ -696,7 +647,7 @@ static noinline int fuse_passthrough_lock_and_begin(struct kiocb *iocb,
 
 static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 						      struct iov_iter *from,
-						      bool locked)
+						      bool locked, bool async)
 {
 	struct file *file = iocb->ki_filp;
 	struct fuse_backing *backing = fuse_passthrough_backing(file);
@@ -715,7 +666,7 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 		return ret;
 
 	cred = fuse_passthrough_write_cred(backing, lower);
-	if (unlikely(fuse_passthrough_is_async(iocb, lower, from, WRITE))) {
+	if (unlikely(async)) {
 		ret = fuse_passthrough_async(iocb, backing, lower, cred, from,
 					     WRITE, &locked);
 	} else {
@@ -733,9 +684,112 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 }
 
 static noinline ssize_t fuse_passthrough_write_locked(struct kiocb *iocb,
-						      struct iov_iter *from)
+						      struct iov_iter *from,
+						      bool async)
 {
-	return fuse_passthrough_write(iocb, from, true);
+	return fuse_passthrough_write(iocb, from, true, async);
+}
+
+static __always_inline ssize_t
+fuse_passthrough_write_any(struct kiocb *iocb, struct iov_iter *from,
+			   bool async)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+
+	if (unlikely(get_fuse_conn(inode)->writeback_cache))
+		return fuse_passthrough_write_locked(iocb, from, async);
+	return fuse_passthrough_write(iocb, from, false, async);
+}
+
+/* Makes the buffer accessible, and tells of how many bytes it could not */
+static size_t fuse_passthrough_fault_in(struct iov_iter *iter, size_t count,
+					int rw)
+{
+	if (rw == WRITE)
+		return fault_in_iov_iter_readable(iter, count);
+	return fault_in_iov_iter_writeable(iter, count);
+}
+
+/*
+ * Tries again after a fault that stopped a request when it had @done bytes, or
+ * -EFAULT.  Not all is made accessible at once, which may be more than there is
+ * memory for: who gets nowhere asks for less.  There are pages that are
+ * accessible and still can't be taken for O_DIRECT, so this ends.
+ */
+static noinline ssize_t fuse_passthrough_again(struct kiocb *iocb,
+					       struct file *lower,
+					       struct iov_iter *iter, int rw,
+					       ssize_t done)
+{
+	size_t window = SZ_1M, rest, count, wanted, missing;
+	int futile = 0;
+	loff_t size;
+	ssize_t ret;
+
+	do {
+		rest = iov_iter_count(iter);
+		count = min(rest, window);
+		wanted = count;
+		/* Behind the end, only O_DIRECT touches the buffer */
+		size = i_size_read(file_inode(lower)) - iocb->ki_pos;
+		if (rw == READ && !(iocb->ki_flags & IOCB_DIRECT) &&
+		    size > 0 && size < wanted)
+			wanted = size;
+		missing = fuse_passthrough_fault_in(iter, wanted, rw);
+		if (missing == wanted || fatal_signal_pending(current))
+			break;
+
+		iov_iter_truncate(iter, count);
+		if (rw == READ)
+			ret = fuse_passthrough_read(iocb, iter, false);
+		else
+			ret = fuse_passthrough_write_any(iocb, iter, false);
+		iov_iter_reexpand(iter, rest - count + iov_iter_count(iter));
+
+		if (ret > 0) {
+			done = max_t(ssize_t, done, 0) + ret;
+		} else {
+			if (done < 0)
+				done = ret;
+			window = max_t(size_t, window / 8, PAGE_SIZE);
+			futile++;
+		}
+	} while (!missing && futile < 16 && iov_iter_count(iter) &&
+		 fuse_passthrough_met_fault(iocb, lower, rw, ret));
+
+	return done;
+}
+
+static inline ssize_t fuse_passthrough_retry(struct kiocb *iocb,
+					     struct iov_iter *iter, int rw,
+					     ssize_t ret)
+{
+	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
+
+	if (user_backed_iter(iter) &&
+	    fuse_passthrough_met_fault(iocb, lower, rw, ret))
+		ret = fuse_passthrough_again(iocb, lower, iter, rw, ret);
+	return ret;
+}
+
+/**
+ * fuse_passthrough_read_iter - read the lower file
+ * @iocb: request on a FUSE file that has a lower one
+ * @to: where the data goes
+ *
+ * Context: Process context.
+ * Return: number of bytes, -EIOCBQUEUED or another negative error
+ */
+ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
+	bool async = fuse_passthrough_is_async(iocb, lower, to, READ);
+	ssize_t ret;
+
+	ret = fuse_passthrough_read(iocb, to, async);
+	if (unlikely(!async && iov_iter_count(to)))
+		ret = fuse_passthrough_retry(iocb, to, READ, ret);
+	return ret;
 }
 
 /**
@@ -751,9 +805,18 @@ static noinline ssize_t fuse_passthrough_write_locked(struct kiocb *iocb,
  */
 ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
-	if (unlikely(get_fuse_conn(file_inode(iocb->ki_filp))->writeback_cache))
-		return fuse_passthrough_write_locked(iocb, from);
-	return fuse_passthrough_write(iocb, from, false);
+	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
+	bool async = fuse_passthrough_is_async(iocb, lower, from, WRITE);
+	ssize_t ret;
+
+	/* The rest of an append would go behind what others append */
+	if (unlikely(fuse_passthrough_appends(iocb, lower)) &&
+	    user_backed_iter(from))
+		fault_in_iov_iter_readable(from, iov_iter_count(from));
+	ret = fuse_passthrough_write_any(iocb, from, async);
+	if (unlikely(!async && iov_iter_count(from)))
+		ret = fuse_passthrough_retry(iocb, from, WRITE, ret);
+	return ret;
 }
 
 /* A splice to the lower file looks at that file's own O_DSYNC alone */

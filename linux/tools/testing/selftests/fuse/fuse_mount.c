@@ -149,22 +149,28 @@ int srv_abort(struct srv *srv)
 	return write(srv->abort_fd, "1", 1) == 1 ? 0 : -errno;
 }
 
-/* In a process group of its own, which the harness does not kill. */
+/*
+ * In a process group of its own, which the harness does not kill.  A process
+ * that exits may wait for its own server, whose threads are gone.
+ */
 static int start_guard(struct srv *srv)
 {
-	unsigned int left = srv->timeout ?: 56;
+	struct timespec left = { .tv_sec = srv->timeout ?: 56 };
 	pid_t pid = fork();
+	sigset_t exits;
 
 	if (pid) {
 		srv->guard = pid;
 		return pid < 0 ? -errno : 0;
 	}
 	setpgid(0, 0);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	sigemptyset(&exits);
+	sigaddset(&exits, SIGTERM);
+	sigprocmask(SIG_BLOCK, &exits, NULL);
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	close_range(0, srv->abort_fd - 1, 0);
 	close_range(srv->abort_fd + 1, ~0U, 0);
-	while (left)
-		left = sleep(left);
+	sigtimedwait(&exits, NULL, &left);
 	srv_abort(srv);
 	_exit(0);
 }

@@ -12,7 +12,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -26,6 +29,8 @@
 #include "fuse_test_files.h"
 
 #define LOWER2		SRV_LOWER "/other"
+
+static const char zeros[32 * BLOCK];
 
 static int mode_of(const char *path)
 {
@@ -547,6 +552,139 @@ TEST_F(io, direct)
 	}
 	close(fd);
 	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+#define FS_BY_BLOCKS	0x00080000	/* FS_EXTENT_FL is not in linux/fs.h */
+
+/*
+ * In a file without extents, O_DIRECT fills a hole by way of the page cache.
+ * What the buffer has no pages for is there exactly the hole.
+ */
+TEST_F(io, direct_over_a_hole)
+{
+	int lower, source, fd, flags;
+	char *map;
+
+	if (!strcmp(variant->fs, "tmpfs"))
+		return;
+	lower = open(LOWER, O_RDWR);
+	ASSERT_EQ(8 * BLOCK, write(lower, back, 8 * BLOCK));
+	ASSERT_EQ(0, fsync(lower));
+	if (!strcmp(variant->fs, "ext4")) {
+		ASSERT_EQ(0, ioctl(lower, FS_IOC_GETFLAGS, &flags));
+		flags &= ~FS_BY_BLOCKS;
+		ASSERT_EQ(0, ioctl(lower, FS_IOC_SETFLAGS, &flags));
+	}
+	ASSERT_EQ(0, ftruncate(lower, 64 * BLOCK));
+	ASSERT_EQ(0, fsync(lower));
+	close(lower);
+
+	source = open(SRV_BASE "/source", O_CREAT | O_RDWR, 0600);
+	ASSERT_EQ(32 * BLOCK, write(source, data, 32 * BLOCK));
+	map = mmap(NULL, 32 * BLOCK, PROT_READ, MAP_SHARED, source, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, madvise(map, 8 * BLOCK, MADV_POPULATE_READ));
+	ASSERT_EQ(0, madvise(map + 8 * BLOCK, 24 * BLOCK, MADV_DONTNEED));
+	fd = open(self->path, O_RDWR | O_DIRECT);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(32 * BLOCK, write(fd, map, 32 * BLOCK));
+	ASSERT_EQ(32 * BLOCK, lseek(fd, 0, SEEK_CUR));
+	close(fd);
+	ASSERT_TRUE(lower_is(64 * BLOCK, 0, data, 32 * BLOCK));
+	ASSERT_TRUE(lower_is(64 * BLOCK, 32 * BLOCK, zeros, 32 * BLOCK));
+	munmap(map, 32 * BLOCK);
+	close(source);
+	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+}
+
+/* The pages of the vDSO's variables can be read, and not be had for a device. */
+static char *page_without_struct_page(void)
+{
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[200];
+	unsigned long start = 0;
+
+	while (maps && fgets(line, sizeof(line), maps))
+		if (strstr(line, "[vvar]"))
+			start = strtoul(line, NULL, 16);
+	fclose(maps);
+	return (char *)start;
+}
+
+TEST_F(io, direct_from_the_vdso)
+{
+	char *page = page_without_struct_page();
+	int fd = open(self->path, O_RDWR | O_DIRECT);
+
+	if (!strcmp(variant->fs, "tmpfs"))
+		return;
+	ASSERT_LE(0, fd);
+	ASSERT_NE(NULL, page);
+	ASSERT_EQ(-EFAULT, srv_result(pwrite(fd, page, BLOCK, 0)));
+	ASSERT_EQ(0, size_of(fd));
+	close(fd);
+}
+
+/* A buffer that is too large for the file costs no memory. */
+TEST_F(io, read_to_a_large_buffer)
+{
+	const size_t len = 64 << 20;
+	unsigned char there;
+	char *buf;
+	int fd;
+
+	buf = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, buf);
+	ASSERT_EQ(0, madvise(buf, len, MADV_NOHUGEPAGE));
+	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
+	fd = open(self->path, O_RDONLY);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(BLOCK, pread(fd, buf, len, 0));
+	ASSERT_EQ(0, memcmp(data, buf, BLOCK));
+	ASSERT_EQ(0, mincore(buf, BLOCK, &there));
+	ASSERT_TRUE(there & 1);
+	ASSERT_EQ(0, mincore(buf + BLOCK, BLOCK, &there));
+	ASSERT_FALSE(there & 1);
+	close(fd);
+	munmap(buf, len);
+}
+
+/* A write longer than what is made accessible at once */
+TEST_F(io, write_from_a_fresh_mapping)
+{
+	const size_t len = 3 << 20;
+	int fd, source;
+	char *map, *there;
+	size_t i;
+
+	if (variant->way == PLAIN)
+		return;
+	source = open(SRV_BASE "/source", O_CREAT | O_RDWR, 0600);
+	for (i = 0; i < len; i += sizeof(data))
+		ASSERT_EQ(sizeof(data), write(source, data, sizeof(data)));
+	map = mmap(NULL, len, PROT_READ, MAP_SHARED, source, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	there = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, there);
+	for (i = 0; i < 2; i++) {
+		fd = open(self->path, O_RDWR | (i ? O_DIRECT : 0));
+		if (i && fd < 0)
+			break;	/* tmpfs */
+		ASSERT_EQ(0, madvise(map, len, MADV_DONTNEED));
+		ASSERT_EQ(0, madvise(there, len, MADV_DONTNEED));
+		ASSERT_EQ(len, pwrite(fd, map, len, i * len));
+		ASSERT_EQ(0, memcmp(map, data, sizeof(data)));
+		ASSERT_EQ(len, pread(fd, there, len, i * len));
+		ASSERT_EQ(0, memcmp(map, there, len));
+		ASSERT_EQ((i + 1) * len, size_of(fd));
+		close(fd);
+	}
+	munmap(map, len);
+	munmap(there, len);
+	close(source);
 	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
 }
 

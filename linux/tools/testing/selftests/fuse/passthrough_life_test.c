@@ -1289,6 +1289,49 @@ TEST_F(recursion, read)
 	ASSERT_EQ(4 * BLOCK, st.st_size);
 }
 
+/*
+ * The buffer is a mapping through passthrough, and what a cached open has left
+ * in the page cache goes to the server before the first fault on it.
+ */
+TEST(aio_from_its_own_mapping)
+{
+	struct srv *srv = set_up(_metadata, "ext4");
+	struct iocb iocb = { .aio_lio_opcode = IOCB_CMD_PWRITE }, *list = &iocb;
+	aio_context_t ctx = 0;
+	struct io_event event;
+	int cached, through;
+	char *map;
+
+	srv->flags = FUSE_WRITEBACK_CACHE;
+	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	cached = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, cached);
+	srv->mode = SRV_PASSTHROUGH;
+	through = open(FILE_MNT, O_RDWR);
+	ASSERT_LE(0, through);
+	/* The server may be asked to write by this open, and without alignment */
+	ASSERT_EQ(0, fcntl(through, F_SETFL, O_DIRECT));
+	ASSERT_EQ(BLOCK, pwrite(cached, data + 9 * BLOCK, BLOCK, 3 * BLOCK));
+	map = mmap(NULL, 2 * BLOCK, PROT_READ, MAP_SHARED, through, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
+
+	ASSERT_EQ(0, syscall(__NR_io_setup, 1, &ctx));
+	iocb.aio_fildes = through;
+	iocb.aio_buf = (uintptr_t)(map + BLOCK);
+	iocb.aio_nbytes = BLOCK;
+	ASSERT_EQ(1, syscall(__NR_io_submit, ctx, 1, &list));
+	ASSERT_EQ(1, syscall(__NR_io_getevents, ctx, 1, 1, &event, NULL));
+	ASSERT_EQ(BLOCK, event.res);
+	ASSERT_EQ(0, syscall(__NR_io_destroy, ctx));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + BLOCK, BLOCK));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 3 * BLOCK, data + 9 * BLOCK, BLOCK));
+	munmap(map, 2 * BLOCK);
+	close(cached);
+	close(through);
+	tear_down(_metadata, srv);
+}
+
 /* The lower file system is frozen. */
 
 FIXTURE(freeze) {
@@ -1396,6 +1439,66 @@ static bool wait_blocked(atomic_int *tid)
 		sched_yield();
 	}
 	return state == 'D';
+}
+
+struct held_read {
+	atomic_bool asked;
+	atomic_bool go;
+};
+
+static int hold_read(struct srv *srv, struct srv_req *req)
+{
+	struct held_read *held = srv->data;
+
+	if (req->in.opcode != FUSE_READ)
+		return SRV_GO_ON;
+	held->asked = true;
+	while (!held->go)
+		sched_yield();
+	return SRV_GO_ON;
+}
+
+struct map_writer {
+	pthread_t id;
+	int fd;
+	char *map;
+	ssize_t result;
+};
+
+static void *write_map(void *arg)
+{
+	struct map_writer *w = arg;
+
+	w->result = srv_result(pwrite(w->fd, w->map, 4 * BLOCK, 4 * BLOCK));
+	return NULL;
+}
+
+/* Who waits for the server to fill the buffer does not hold up a freeze. */
+TEST_F(freeze, while_the_buffer_is_filled)
+{
+	struct held_read held = { 0 };
+	struct map_writer w = { .fd = self->fd };
+	int cached;
+
+	self->srv->mode = SRV_PLAIN;
+	cached = open(FILE_MNT, O_RDONLY);
+	ASSERT_LE(0, cached);
+	w.map = mmap(NULL, 4 * BLOCK, PROT_READ, MAP_SHARED, cached, 0);
+	ASSERT_NE(MAP_FAILED, w.map);
+	self->srv->data = &held;
+	self->srv->on_request = hold_read;
+	ASSERT_EQ(0, pthread_create(&w.id, NULL, write_map, &w));
+	while (!held.asked)
+		sched_yield();
+	EXPECT_EQ(0, ioctl(self->dir, FIFREEZE));
+	held.go = true;
+	EXPECT_EQ(0, ioctl(self->dir, FITHAW));
+	ASSERT_EQ(0, pthread_join(w.id, NULL));
+	ASSERT_EQ(4 * BLOCK, w.result);
+	ASSERT_TRUE(lower_is(8 * BLOCK, 4 * BLOCK, data, 4 * BLOCK));
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	munmap(w.map, 4 * BLOCK);
+	close(cached);
 }
 
 /* A write waits for the thaw, a read does not. */
