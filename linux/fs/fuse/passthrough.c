@@ -398,7 +398,7 @@ static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
 						   struct iov_iter *iter,
 						   int rw)
 {
-	size_t count = iov_iter_count(iter);
+	struct iov_iter saved = *iter;
 	ssize_t ret;
 
 	pagefault_disable();
@@ -406,8 +406,12 @@ static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
 	ret = fuse_passthrough_submit(iocb, iter, rw);
 	iter->nofault = false;
 	pagefault_enable();
-	if (unlikely(ret < 0))
-		iov_iter_revert(iter, count - iov_iter_count(iter));
+	/* A limit cuts it for good, and not all who succeed move it by @ret */
+	if (unlikely(iov_iter_count(iter) + ret != iov_iter_count(&saved))) {
+		*iter = saved;
+		if (ret > 0)
+			iov_iter_advance(iter, ret);
+	}
 
 	return ret;
 }
@@ -809,9 +813,13 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	bool async = fuse_passthrough_is_async(iocb, lower, from, WRITE);
 	ssize_t ret;
 
-	/* The rest of an append would go behind what others append */
-	if (unlikely(fuse_passthrough_appends(iocb, lower)) &&
-	    user_backed_iter(from))
+	/*
+	 * The rest of an append would go behind what others append, and where
+	 * O_DIRECT meets a fault some file systems leave zeros
+	 */
+	if (unlikely(iocb->ki_flags & IOCB_DIRECT ||
+		     fuse_passthrough_appends(iocb, lower)) &&
+	    !async && user_backed_iter(from))
 		fault_in_iov_iter_readable(from, iov_iter_count(from));
 	ret = fuse_passthrough_write_any(iocb, from, async);
 	if (unlikely(!async && iov_iter_count(from)))

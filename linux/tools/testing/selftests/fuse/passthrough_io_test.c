@@ -955,6 +955,36 @@ static void fill_disk(int fd)
 			end += step;
 }
 
+/* The limit cuts a write whose buffer has no pages yet. */
+TEST_F(io, rlimit_and_a_fresh_buffer)
+{
+	struct rlimit limit = { 2 * BLOCK, RLIM_INFINITY };
+	const size_t len = 16 * BLOCK;
+	struct iovec iov[2];
+	char *buf;
+	int fd;
+
+	if (variant->way == PLAIN)
+		return;
+	fd = open(self->path, O_RDWR);
+	ASSERT_LE(0, fd);
+	buf = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, buf);
+	ASSERT_EQ(0, madvise(buf, len, MADV_NOHUGEPAGE));
+	ASSERT_EQ(0, setrlimit(RLIMIT_FSIZE, &limit));
+	ASSERT_EQ(2 * BLOCK, pwrite(fd, buf, len, 0));
+	ASSERT_EQ(0, madvise(buf, len, MADV_DONTNEED));
+	iov[0] = (struct iovec){ buf, BLOCK };
+	iov[1] = (struct iovec){ buf + 4 * BLOCK, 8 * BLOCK };
+	ASSERT_EQ(2 * BLOCK, pwritev(fd, iov, 2, 0));
+	/* What fails loses nothing of the buffer either. */
+	ASSERT_EQ(-EFAULT, srv_result(pwrite(fd, NULL, len, 0)));
+	ASSERT_EQ(2 * BLOCK, size_of(fd));
+	munmap(buf, len);
+	close(fd);
+}
+
 TEST_F(io, enospc)
 {
 	int filler = open(LOWER2, O_RDWR);

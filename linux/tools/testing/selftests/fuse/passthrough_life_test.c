@@ -1324,6 +1324,9 @@ TEST(aio_from_its_own_mapping)
 	ASSERT_EQ(1, syscall(__NR_io_getevents, ctx, 1, 1, &event, NULL));
 	ASSERT_EQ(BLOCK, event.res);
 	ASSERT_EQ(0, syscall(__NR_io_destroy, ctx));
+	/* And not because the guard had to end it */
+	ASSERT_EQ(0, fsync(through));
+	ASSERT_LT(0, srv->seen[FUSE_FSYNC]);
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + BLOCK, BLOCK));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 3 * BLOCK, data + 9 * BLOCK, BLOCK));
 	munmap(map, 2 * BLOCK);
