@@ -394,11 +394,9 @@ fuse_passthrough_async(struct kiocb *iocb, struct fuse_backing *backing,
  * file, which the server may need to answer.  So the pages of the caller have to
  * be there, and who meets one that is not tries again, fuse_passthrough_again().
  */
-static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
-						   struct iov_iter *iter,
-						   int rw)
+static __always_inline ssize_t
+fuse_passthrough_submit_user(struct kiocb *iocb, struct iov_iter *iter, int rw)
 {
-	struct iov_iter saved = *iter;
 	ssize_t ret;
 
 	pagefault_disable();
@@ -406,12 +404,6 @@ static inline ssize_t fuse_passthrough_submit_user(struct kiocb *iocb,
 	ret = fuse_passthrough_submit(iocb, iter, rw);
 	iter->nofault = false;
 	pagefault_enable();
-	/* A limit cuts it for good, and not all who succeed move it by @ret */
-	if (unlikely(iov_iter_count(iter) + ret != iov_iter_count(&saved))) {
-		*iter = saved;
-		if (ret > 0)
-			iov_iter_advance(iter, ret);
-	}
 
 	return ret;
 }
@@ -586,9 +578,9 @@ fuse_passthrough_sync_write(struct kiocb *iocb, struct file *lower,
  * Takes the freeze protection of the lower file, which is a regular one.  Only
  * who may not wait, for a thaw or anything else, gets -EAGAIN.
  */
-static inline int fuse_passthrough_begin_write(struct kiocb *iocb,
-					       struct file *lower, size_t count,
-					       bool locked)
+static __always_inline int
+fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
+			     size_t count, bool locked)
 {
 	struct super_block *sb = file_inode(lower)->i_sb;
 	struct inode *inode = file_inode(iocb->ki_filp);
@@ -705,6 +697,46 @@ fuse_passthrough_write_any(struct kiocb *iocb, struct iov_iter *from,
 	return fuse_passthrough_write(iocb, from, false, async);
 }
 
+static noinline ssize_t fuse_passthrough_read_async(struct kiocb *iocb,
+						    struct iov_iter *to)
+{
+	return fuse_passthrough_read(iocb, to, true);
+}
+
+static noinline ssize_t fuse_passthrough_write_async(struct kiocb *iocb,
+						     struct iov_iter *from)
+{
+	return fuse_passthrough_write_any(iocb, from, true);
+}
+
+/* As iov_iter_save_state(), where variables would be initialized twice */
+static inline struct iov_iter_state
+fuse_passthrough_state(const struct iov_iter *iter)
+{
+	return (struct iov_iter_state){
+		.iov_offset = iter->iov_offset,
+		.count = iter->count,
+		.nr_segs = iter->nr_segs,
+	};
+}
+
+/*
+ * What is left of the buffer after @ret.  A limit cuts it for good, who fails
+ * may have moved it, and not all who succeed do.
+ */
+static void fuse_passthrough_rewind(struct iov_iter *iter,
+				    const struct iov_iter_state *state,
+				    ssize_t ret)
+{
+	if (iter_is_iovec(iter))
+		iter->iov -= state->nr_segs - iter->nr_segs;
+	iter->nr_segs = state->nr_segs;
+	iter->iov_offset = state->iov_offset;
+	iter->count = state->count;
+	if (ret > 0)
+		iov_iter_advance(iter, ret);
+}
+
 /* Makes the buffer accessible, and tells of how many bytes it could not */
 static size_t fuse_passthrough_fault_in(struct iov_iter *iter, size_t count,
 					int rw)
@@ -714,25 +746,43 @@ static size_t fuse_passthrough_fault_in(struct iov_iter *iter, size_t count,
 	return fault_in_iov_iter_writeable(iter, count);
 }
 
+/* One more attempt, with @count bytes of the buffer */
+static ssize_t fuse_passthrough_once(struct kiocb *iocb, struct iov_iter *iter,
+				     int rw, size_t count)
+{
+	size_t hidden = iov_iter_count(iter) - count;
+	struct iov_iter_state state = fuse_passthrough_state(iter);
+	ssize_t ret;
+
+	state.count = count;
+	iov_iter_truncate(iter, count);
+	if (rw == READ)
+		ret = fuse_passthrough_read(iocb, iter, false);
+	else
+		ret = fuse_passthrough_write_any(iocb, iter, false);
+	fuse_passthrough_rewind(iter, &state, ret);
+	iov_iter_reexpand(iter, iov_iter_count(iter) + hidden);
+
+	return ret;
+}
+
 /*
  * Tries again after a fault that stopped a request when it had @done bytes, or
  * -EFAULT.  Not all is made accessible at once, which may be more than there is
  * memory for: who gets nowhere asks for less.  There are pages that are
  * accessible and still can't be taken for O_DIRECT, so this ends.
  */
-static noinline ssize_t fuse_passthrough_again(struct kiocb *iocb,
-					       struct file *lower,
-					       struct iov_iter *iter, int rw,
-					       ssize_t done)
+static ssize_t fuse_passthrough_again(struct kiocb *iocb, struct file *lower,
+				      struct iov_iter *iter, int rw,
+				      ssize_t done)
 {
-	size_t window = SZ_1M, rest, count, wanted, missing;
+	size_t window = SZ_1M, count, wanted, missing;
 	int futile = 0;
 	loff_t size;
 	ssize_t ret;
 
 	do {
-		rest = iov_iter_count(iter);
-		count = min(rest, window);
+		count = min(iov_iter_count(iter), window);
 		wanted = count;
 		/* Behind the end, only O_DIRECT touches the buffer */
 		size = i_size_read(file_inode(lower)) - iocb->ki_pos;
@@ -743,13 +793,7 @@ static noinline ssize_t fuse_passthrough_again(struct kiocb *iocb,
 		if (missing == wanted || fatal_signal_pending(current))
 			break;
 
-		iov_iter_truncate(iter, count);
-		if (rw == READ)
-			ret = fuse_passthrough_read(iocb, iter, false);
-		else
-			ret = fuse_passthrough_write_any(iocb, iter, false);
-		iov_iter_reexpand(iter, rest - count + iov_iter_count(iter));
-
+		ret = fuse_passthrough_once(iocb, iter, rw, count);
 		if (ret > 0) {
 			done = max_t(ssize_t, done, 0) + ret;
 		} else {
@@ -764,13 +808,17 @@ static noinline ssize_t fuse_passthrough_again(struct kiocb *iocb,
 	return done;
 }
 
-static inline ssize_t fuse_passthrough_retry(struct kiocb *iocb,
-					     struct iov_iter *iter, int rw,
-					     ssize_t ret)
+/* A synchronous request returned @ret and left some of its buffer. */
+static noinline ssize_t
+fuse_passthrough_retry(struct kiocb *iocb, struct iov_iter *iter, int rw,
+		       ssize_t ret, const struct iov_iter_state *state)
 {
 	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
 
-	if (user_backed_iter(iter) &&
+	if (!user_backed_iter(iter))
+		return ret;
+	fuse_passthrough_rewind(iter, state, ret);
+	if (iov_iter_count(iter) &&
 	    fuse_passthrough_met_fault(iocb, lower, rw, ret))
 		ret = fuse_passthrough_again(iocb, lower, iter, rw, ret);
 	return ret;
@@ -787,12 +835,14 @@ static inline ssize_t fuse_passthrough_retry(struct kiocb *iocb,
 ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
 	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
-	bool async = fuse_passthrough_is_async(iocb, lower, to, READ);
+	struct iov_iter_state state = fuse_passthrough_state(to);
 	ssize_t ret;
 
-	ret = fuse_passthrough_read(iocb, to, async);
-	if (unlikely(!async && iov_iter_count(to)))
-		ret = fuse_passthrough_retry(iocb, to, READ, ret);
+	if (unlikely(fuse_passthrough_is_async(iocb, lower, to, READ)))
+		return fuse_passthrough_read_async(iocb, to);
+	ret = fuse_passthrough_read(iocb, to, false);
+	if (unlikely(iov_iter_count(to)))
+		ret = fuse_passthrough_retry(iocb, to, READ, ret, &state);
 	return ret;
 }
 
@@ -810,20 +860,22 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
-	bool async = fuse_passthrough_is_async(iocb, lower, from, WRITE);
+	struct iov_iter_state state = fuse_passthrough_state(from);
 	ssize_t ret;
 
+	if (unlikely(fuse_passthrough_is_async(iocb, lower, from, WRITE)))
+		return fuse_passthrough_write_async(iocb, from);
 	/*
 	 * The rest of an append would go behind what others append, and where
 	 * O_DIRECT meets a fault some file systems leave zeros
 	 */
 	if (unlikely(iocb->ki_flags & IOCB_DIRECT ||
 		     fuse_passthrough_appends(iocb, lower)) &&
-	    !async && user_backed_iter(from))
+	    user_backed_iter(from))
 		fault_in_iov_iter_readable(from, iov_iter_count(from));
-	ret = fuse_passthrough_write_any(iocb, from, async);
-	if (unlikely(!async && iov_iter_count(from)))
-		ret = fuse_passthrough_retry(iocb, from, WRITE, ret);
+	ret = fuse_passthrough_write_any(iocb, from, false);
+	if (unlikely(iov_iter_count(from)))
+		ret = fuse_passthrough_retry(iocb, from, WRITE, ret, &state);
 	return ret;
 }
 
