@@ -605,7 +605,9 @@ static char *page_without_struct_page(void)
 	char line[200];
 	unsigned long start = 0;
 
-	while (maps && fgets(line, sizeof(line), maps))
+	if (!maps)
+		return NULL;
+	while (fgets(line, sizeof(line), maps))
 		if (strstr(line, "[vvar]"))
 			start = strtoul(line, NULL, 16);
 	fclose(maps);
