@@ -13,9 +13,11 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <linux/fs.h>
 
 #include "../kselftest_harness.h"
 #include "fuse_server.h"
@@ -106,6 +108,18 @@ static inline bool make_lower(const char *path, mode_t mode, size_t size)
 	       write(fd, data, size) == (ssize_t)size;
 	close(fd);
 	return made;
+}
+
+/* A file of ext4 without extents, where O_DIRECT fills no hole */
+static inline bool map_by_blocks(int fd)
+{
+	const int by_extents = 0x00080000;	/* not in linux/fs.h */
+	int flags;
+
+	if (ioctl(fd, FS_IOC_GETFLAGS, &flags))
+		return false;
+	flags &= ~by_extents;
+	return !ioctl(fd, FS_IOC_SETFLAGS, &flags);
 }
 
 /* LOWER has this size and, from @offset, these bytes; they are in back. */

@@ -44,15 +44,29 @@ FIXTURE_VARIANT_ADD(mixed, xfs_id_writeback) {
 FIXTURE_VARIANT_ADD(mixed, tmpfs_id) { "tmpfs", BY_ID, 0 };
 
 static sem_t arrived, go;
-static atomic_bool hold;
+static atomic_bool hold, take_away;
+static int buffer;
 
-/* The server is slow with one WRITE. */
-static int hold_write(struct srv *srv, struct srv_req *req)
+/* Nobody has the pages mapped any more, and all is where it was. */
+static bool new_pages(int fd, off_t offset, size_t len)
 {
-	if (req->in.opcode == FUSE_WRITE && atomic_exchange(&hold, false)) {
+	return !fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  offset, len) &&
+	       pwrite(fd, data + offset, len, offset) == (ssize_t)len;
+}
+
+/* The server is slow with one WRITE, or takes the client's buffer away. */
+static int in_a_write(struct srv *srv, struct srv_req *req)
+{
+	if (req->in.opcode != FUSE_WRITE)
+		return SRV_GO_ON;
+	if (atomic_exchange(&hold, false)) {
 		sem_post(&arrived);
 		sem_wait(&go);
 	}
+	if (atomic_exchange(&take_away, false) &&
+	    !new_pages(buffer, 2 * BLOCK, 30 * BLOCK))
+		return -EIO;
 	return SRV_GO_ON;
 }
 
@@ -71,7 +85,7 @@ FIXTURE_SETUP(mixed)
 	self->srv->flags = variant->flags | FUSE_ATOMIC_O_TRUNC;
 	self->srv->valid = 3600;
 	self->srv->threads = 3;
-	self->srv->on_request = hold_write;
+	self->srv->on_request = in_a_write;
 	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
 	close(self->srv->lower);
 	self->cached = open(FILE_MNT, O_RDWR);
@@ -379,10 +393,6 @@ TEST_F(mixed, buffer_that_faults)
 }
 
 /*
- * The buffer is a mapping of the same lower file by another mount, whose
- * server needs the lower file's locks to fill it.
- */
-/*
  * The server reads for the fault, and needs a lock that the write holds: that
  * of xfs, when the end moves to where no block begins.
  */
@@ -418,6 +428,10 @@ TEST_F(mixed, buffer_of_the_same_file)
 	close(fd);
 }
 
+/*
+ * The buffer is a mapping of the same lower file by another mount, whose
+ * server needs the lower file's locks to fill it.
+ */
 TEST_F(mixed, buffer_of_another_mount)
 {
 	struct srv *other;
@@ -442,6 +456,46 @@ TEST_F(mixed, buffer_of_another_mount)
 	close(fd);
 	ASSERT_EQ(0, srv_stop(other));
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
+/*
+ * The buffer goes between the look at it and the write, which is then half done
+ * when it fails: the next attempt begins where this one did.
+ */
+TEST_F(mixed, buffer_taken_away)
+{
+	char *map, *buf;
+	int lower;
+
+	if (!strcmp(variant->fs, "tmpfs"))
+		return;
+	lower = open(LOWER, O_RDWR);
+	ASSERT_LE(0, lower);
+	ASSERT_EQ(0, fsync(lower));
+	ASSERT_TRUE(strcmp(variant->fs, "ext4") || map_by_blocks(lower));
+	close(lower);
+	ASSERT_EQ(0, ftruncate(self->cached, 64 * BLOCK));
+	buffer = memfd_create("buffer", 0);
+	ASSERT_EQ(32 * BLOCK, write(buffer, data, 32 * BLOCK));
+	buf = mmap(NULL, 32 * BLOCK, PROT_READ, MAP_SHARED, buffer, 0);
+	ASSERT_NE(MAP_FAILED, buf);
+	/* The server's own writes are not aligned */
+	ASSERT_EQ(0, fcntl(self->through, F_SETFL, O_DIRECT));
+	map = mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
+		   self->cached, 0);
+	ASSERT_NE(MAP_FAILED, map);
+
+	map[2 * BLOCK] = 1;
+	take_away = true;
+	ASSERT_EQ(BLOCK, lseek(self->through, BLOCK, SEEK_SET));
+	ASSERT_EQ(32 * BLOCK, write(self->through, buf, 32 * BLOCK));
+	ASSERT_FALSE(take_away);
+	ASSERT_EQ(33 * BLOCK, lseek(self->through, 0, SEEK_CUR));
+	ASSERT_TRUE(lower_is(64 * BLOCK, 0, data, BLOCK));
+	ASSERT_TRUE(lower_is(64 * BLOCK, BLOCK, data, 32 * BLOCK));
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+	ASSERT_EQ(0, munmap(buf, 32 * BLOCK));
+	close(buffer);
 }
 
 TEST_HARNESS_MAIN
