@@ -95,7 +95,7 @@ static noinline int fuse_passthrough_flush_pages(struct inode *inode,
 		return -EAGAIN;
 	/* Others may append meanwhile */
 	if (end >= data_race(i_size_read(file_inode(lower))) ||
-	    ki_flags & IOCB_APPEND)
+	    (ki_flags | lower->f_iocb_flags) & IOCB_APPEND)
 		return fuse_passthrough_flush_range(inode, 0, LLONG_MAX);
 	return fuse_passthrough_flush_range(inode, pos, end);
 }
@@ -203,7 +203,10 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	bool moves;
 
-	if (unlikely(READ_ONCE(inode->i_mapping->nrpages) && written > 0))
+	/* Who fails otherwise may have written */
+	if (unlikely(written <= 0))
+		return !written || written == -EAGAIN;
+	if (unlikely(READ_ONCE(inode->i_mapping->nrpages)))
 		return false;
 
 	spin_lock(&fi->lock);
@@ -218,18 +221,24 @@ static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
 	if (unlikely(~READ_ONCE(fi->inval_mask) & FUSE_STATX_MODSIZE))
 		fuse_invalidate_attr_mask(inode, FUSE_STATX_MODSIZE);
 
-	return !moves || written <= 0;
+	return !moves;
 }
 
+/* All that a write may have changed, for one that failed all of the file */
 static noinline void fuse_passthrough_move_end(struct inode *inode,
 					       struct fuse_backing *backing,
 					       loff_t end, ssize_t written,
 					       bool locked)
 {
+	loff_t start = end - written;
+
+	if (unlikely(written < 0)) {
+		start = 0;
+		end = LLONG_MAX;
+	}
 	if (!locked)
 		inode_lock_shared(inode);
-	invalidate_inode_pages2_range(inode->i_mapping,
-				      (end - written) >> PAGE_SHIFT,
+	invalidate_inode_pages2_range(inode->i_mapping, start >> PAGE_SHIFT,
 				      (end - 1) >> PAGE_SHIFT);
 	fuse_passthrough_move_size(inode, backing, end);
 	if (!locked)
@@ -591,7 +600,7 @@ fuse_passthrough_begin_write(struct kiocb *iocb, struct file *lower,
 		return err;
 	/* The size is moved under a lock that may have to be waited for */
 	if (iocb->ki_flags & IOCB_NOWAIT &&
-	    (iocb->ki_flags & IOCB_APPEND ||
+	    (fuse_passthrough_appends(iocb, lower) ||
 	     fuse_passthrough_moves_size(inode, iocb->ki_pos + count)))
 		return -EAGAIN;
 	if (locked) {
@@ -737,13 +746,19 @@ static void fuse_passthrough_rewind(struct iov_iter *iter,
 		iov_iter_advance(iter, ret);
 }
 
-/* Makes the buffer accessible, and tells of how many bytes it could not */
-static size_t fuse_passthrough_fault_in(struct iov_iter *iter, size_t count,
+/* Makes the buffer accessible: how much of it is, of what is touched */
+static size_t fuse_passthrough_fault_in(struct kiocb *iocb, struct file *lower,
+					struct iov_iter *iter, size_t *touched,
 					int rw)
 {
+	loff_t size = i_size_read(file_inode(lower)) - iocb->ki_pos;
+
 	if (rw == WRITE)
-		return fault_in_iov_iter_readable(iter, count);
-	return fault_in_iov_iter_writeable(iter, count);
+		return *touched - fault_in_iov_iter_readable(iter, *touched);
+	/* Behind the end, only O_DIRECT touches the buffer */
+	if (!(iocb->ki_flags & IOCB_DIRECT) && size > 0 && size < *touched)
+		*touched = size;
+	return *touched - fault_in_iov_iter_writeable(iter, *touched);
 }
 
 /* One more attempt, with @count bytes of the buffer */
@@ -767,45 +782,118 @@ static ssize_t fuse_passthrough_once(struct kiocb *iocb, struct iov_iter *iter,
 }
 
 /*
+ * A page by way of the kernel's own, with faults as anywhere and no lock: for
+ * where only such a fault helps, as below a stack, and where the request itself
+ * takes the pages away that it needs, as those of the file it writes.
+ */
+static ssize_t fuse_passthrough_bounce(struct kiocb *iocb,
+				       struct iov_iter *iter, int rw)
+{
+	size_t count = min_t(size_t, iov_iter_count(iter), PAGE_SIZE), copied;
+	struct iov_iter_state state = fuse_passthrough_state(iter);
+	struct bio_vec bvec = { .bv_page = alloc_page(GFP_KERNEL) };
+	struct iov_iter kernel;
+	ssize_t ret;
+
+	if (!bvec.bv_page)
+		return -ENOMEM;
+	bvec.bv_len = count;
+	iov_iter_bvec(&kernel, rw, &bvec, 1, count);
+	if (rw == WRITE) {
+		copied = copy_page_from_iter(bvec.bv_page, 0, count, iter);
+		iov_iter_truncate(&kernel, copied);
+		/* No alignment is asked for where the buffer is at fault */
+		if (!copied || (copied < count && iocb->ki_flags & IOCB_DIRECT))
+			ret = -EFAULT;
+		else
+			ret = fuse_passthrough_write_any(iocb, &kernel, false);
+	} else {
+		ret = fuse_passthrough_read(iocb, &kernel, false);
+		if (ret > 0) {
+			copied = copy_page_to_iter(bvec.bv_page, 0, ret, iter);
+			iocb->ki_pos -= ret - copied;
+			ret = copied ?: -EFAULT;
+		}
+	}
+	fuse_passthrough_rewind(iter, &state, ret);
+	__free_page(bvec.bv_page);
+
+	return ret;
+}
+
+/* How much of the buffer is made accessible at once: reads allocate it */
+static size_t fuse_passthrough_window(int rw)
+{
+	return rw == WRITE ? MAX_RW_COUNT : SZ_1M;
+}
+
+/*
  * Tries again after a fault that stopped a request when it had @done bytes, or
- * -EFAULT.  Not all is made accessible at once, which may be more than there is
- * memory for: who gets nowhere asks for less.  There are pages that are
- * accessible and still can't be taken for O_DIRECT, so this ends.
+ * -EFAULT.  Who gets nowhere asks for less, and at last for no page of the
+ * buffer; but O_DIRECT with a part of it that nobody can access is in error.
  */
 static ssize_t fuse_passthrough_again(struct kiocb *iocb, struct file *lower,
 				      struct iov_iter *iter, int rw,
 				      ssize_t done)
 {
-	size_t window = SZ_1M, count, wanted, missing;
-	int futile = 0;
-	loff_t size;
+	size_t window = fuse_passthrough_window(rw), count, touched, there;
+	bool last, bounce;
 	ssize_t ret;
 
 	do {
 		count = min(iov_iter_count(iter), window);
-		wanted = count;
-		/* Behind the end, only O_DIRECT touches the buffer */
-		size = i_size_read(file_inode(lower)) - iocb->ki_pos;
-		if (rw == READ && !(iocb->ki_flags & IOCB_DIRECT) &&
-		    size > 0 && size < wanted)
-			wanted = size;
-		missing = fuse_passthrough_fault_in(iter, wanted, rw);
-		if (missing == wanted || fatal_signal_pending(current))
+		touched = count;
+		there = fuse_passthrough_fault_in(iocb, lower, iter, &touched,
+						  rw);
+		if (fatal_signal_pending(current))
 			break;
 
-		ret = fuse_passthrough_once(iocb, iter, rw, count);
+		last = iocb->ki_flags & IOCB_DIRECT && there < touched;
+		bounce = !last && (!there || window < PAGE_SIZE);
+		if (bounce)
+			ret = fuse_passthrough_bounce(iocb, iter, rw);
+		else
+			ret = fuse_passthrough_once(iocb, iter, rw, count);
 		if (ret > 0) {
 			done = max_t(ssize_t, done, 0) + ret;
 		} else {
 			if (done < 0)
 				done = ret;
-			window = max_t(size_t, window / 8, PAGE_SIZE);
-			futile++;
+			last |= bounce;
+			window = count / 8;
 		}
-	} while (!missing && futile < 16 && iov_iter_count(iter) &&
+	} while (!last && iov_iter_count(iter) &&
 		 fuse_passthrough_met_fault(iocb, lower, rw, ret));
 
 	return done;
+}
+
+/*
+ * A request that a fault stopped after @ret bytes begins again, so that others
+ * find all of it before or after their own, unless it is too large for that.
+ */
+static ssize_t fuse_passthrough_whole(struct kiocb *iocb, struct file *lower,
+				      struct iov_iter *iter, int rw,
+				      ssize_t ret,
+				      const struct iov_iter_state *state)
+{
+	size_t count = state->count;
+	ssize_t whole;
+
+	if (ret <= 0 || count > fuse_passthrough_window(rw) ||
+	    (rw == WRITE && fuse_passthrough_appends(iocb, lower)))
+		return ret;
+	iocb->ki_pos -= ret;
+	fuse_passthrough_rewind(iter, state, 0);
+	fuse_passthrough_fault_in(iocb, lower, iter, &count, rw);
+	whole = fuse_passthrough_once(iocb, iter, rw, state->count);
+	if (whole >= ret)
+		return whole;
+
+	/* It is done all the same */
+	iocb->ki_pos += ret - max_t(ssize_t, whole, 0);
+	fuse_passthrough_rewind(iter, state, ret);
+	return ret;
 }
 
 /* A synchronous request returned @ret and left some of its buffer. */
@@ -818,6 +906,10 @@ fuse_passthrough_retry(struct kiocb *iocb, struct iov_iter *iter, int rw,
 	if (!user_backed_iter(iter))
 		return ret;
 	fuse_passthrough_rewind(iter, state, ret);
+	if (!iov_iter_count(iter) ||
+	    !fuse_passthrough_met_fault(iocb, lower, rw, ret))
+		return ret;
+	ret = fuse_passthrough_whole(iocb, lower, iter, rw, ret, state);
 	if (iov_iter_count(iter) &&
 	    fuse_passthrough_met_fault(iocb, lower, rw, ret))
 		ret = fuse_passthrough_again(iocb, lower, iter, rw, ret);
@@ -1130,6 +1222,16 @@ static vm_fault_t fuse_passthrough_fault(struct vm_fault *vmf)
 	return unlock ? VM_FAULT_RETRY : fpv->lower_ops->fault(vmf);
 }
 
+static vm_fault_t fuse_passthrough_huge_fault(struct vm_fault *vmf,
+					      enum page_entry_size pe_size)
+{
+	struct fuse_passthrough_vma *fpv = fuse_passthrough_vma(vmf->vma);
+
+	if (unlikely(fuse_passthrough_vma_dirty(fpv)))
+		return VM_FAULT_FALLBACK;
+	return fpv->lower_ops->huge_fault(vmf, pe_size);
+}
+
 static vm_fault_t fuse_passthrough_map_pages(struct vm_fault *vmf,
 					     pgoff_t start, pgoff_t end)
 {
@@ -1261,6 +1363,8 @@ static void fuse_passthrough_vma_install(struct fuse_passthrough_vma *fpv,
 	fpv->vm_ops.close = fuse_passthrough_vm_close;
 	if (fpv->lower_ops->fault)
 		fpv->vm_ops.fault = fuse_passthrough_fault;
+	if (fpv->lower_ops->huge_fault)
+		fpv->vm_ops.huge_fault = fuse_passthrough_huge_fault;
 	if (fpv->lower_ops->map_pages)
 		fpv->vm_ops.map_pages = fuse_passthrough_map_pages;
 	if (fuse_passthrough_needs_mkwrite(fpv))

@@ -498,4 +498,147 @@ TEST_F(mixed, buffer_taken_away)
 	close(buffer);
 }
 
+/* The buffer is what is read or written, and goes when that is flushed. */
+TEST_F(mixed, buffer_flushed_with_the_file)
+{
+	char *map = mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
+			 self->cached, 0);
+
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(BLOCK, pread(self->through, map, BLOCK, 0));
+	ASSERT_EQ(0, memcmp(map, data, BLOCK));
+	ASSERT_EQ(3 * BLOCK, pread(self->through, map, 4 * BLOCK, BLOCK));
+	ASSERT_EQ(0, memcmp(map, data + BLOCK, BLOCK));
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+}
+
+TEST_F(mixed, buffer_of_the_lower_file)
+{
+	char *map;
+
+	if (!strcmp(variant->fs, "tmpfs"))
+		return;
+	map = mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
+		   self->through, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, fcntl(self->through, F_SETFL, O_DIRECT));
+	memcpy(map, data + 7, BLOCK);
+	ASSERT_EQ(BLOCK, pread(self->through, map, BLOCK, 0));
+	ASSERT_EQ(BLOCK, pwrite(self->through, map, BLOCK, 0));
+	ASSERT_EQ(4 * BLOCK, pwrite(self->through, map, 4 * BLOCK, 0));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 7, BLOCK));
+	ASSERT_TRUE(lower_is(4 * BLOCK, BLOCK, data + BLOCK, 3 * BLOCK));
+	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
+	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
+/* The server is slow with one READ. */
+static int hold_read(struct srv *srv, struct srv_req *req)
+{
+	if (req->in.opcode == FUSE_READ) {
+		sem_post(&arrived);
+		sem_wait(&go);
+	}
+	return SRV_GO_ON;
+}
+
+static void *write_two_blocks(void *arg)
+{
+	struct call *call = arg;
+
+	call->result = pwrite(call->fd, call->buf, 2 * BLOCK, 0);
+	return NULL;
+}
+
+/* Two write the same, and one of them waits for its buffer: who is the last? */
+TEST_F(mixed, one_write)
+{
+	struct call call = { .fd = self->through };
+	struct srv *other;
+	int fd;
+
+	ASSERT_EQ(0, mkdir(MNT2, 0700));
+	other = srv_new();
+	ASSERT_NE(NULL, other);
+	other->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, other->lower);
+	other->on_request = hold_read;
+	ASSERT_EQ(0, srv_start(other, MNT2));
+	close(other->lower);
+	fd = open(MNT2 "/file", O_RDONLY);
+	ASSERT_LE(0, fd);
+	call.buf = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, call.buf);
+	memcpy(call.buf, data + 9, BLOCK);
+	ASSERT_EQ(call.buf + BLOCK, mmap(call.buf + BLOCK, BLOCK, PROT_READ,
+					 MAP_PRIVATE | MAP_FIXED, fd, 0));
+
+	ASSERT_EQ(0, pthread_create(&call.id, NULL, write_two_blocks, &call));
+	sem_wait(&arrived);
+	EXPECT_EQ(2 * BLOCK, pwrite(self->through, data + 5, 2 * BLOCK, 0));
+	sem_post(&go);
+	ASSERT_EQ(0, pthread_join(call.id, NULL));
+	ASSERT_EQ(2 * BLOCK, call.result);
+	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 9, BLOCK));
+	ASSERT_TRUE(lower_is(4 * BLOCK, BLOCK, call.buf + BLOCK, BLOCK));
+	ASSERT_EQ(0, munmap(call.buf, 2 * BLOCK));
+	close(fd);
+	ASSERT_EQ(0, srv_stop(other));
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
+/* Whoever appends, what is behind the end in pages comes first. */
+TEST_F(mixed, append_behind_cached_write)
+{
+	int fd = open(FILE_MNT, O_RDWR | O_APPEND);
+	bool by_id = variant->way == BY_ID;
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, fcntl(fd, F_SETFL, 0));
+	ASSERT_EQ(BLOCK, pwrite(self->cached, data + 3, BLOCK, 4 * BLOCK));
+	/* The server's descriptor still has the flag */
+	ASSERT_EQ(100, pwrite(fd, data + 9, 100, 0));
+	ASSERT_EQ(0, fsync(self->cached));
+	ASSERT_TRUE(lower_is(5 * BLOCK + (by_id ? 0 : 100), 4 * BLOCK,
+			     data + 3, BLOCK));
+	ASSERT_TRUE(lower_is(5 * BLOCK + (by_id ? 0 : 100),
+			     by_id ? 0 : 5 * BLOCK, data + 9, 100));
+	close(fd);
+}
+
+/* What a write did before it failed is seen, and the size that it found. */
+TEST_F(mixed, half_a_write)
+{
+	int lower;
+	char *buf;
+
+	/* Elsewhere it does not fail */
+	if (strcmp(variant->fs, "ext4"))
+		return;
+	lower = open(LOWER, O_RDWR);
+	ASSERT_LE(0, lower);
+	ASSERT_EQ(0, fsync(lower));
+	ASSERT_TRUE(map_by_blocks(lower));
+	ASSERT_EQ(0, ftruncate(self->cached, 64 * BLOCK));
+	ASSERT_EQ(4 * BLOCK, pread(self->cached, back, 4 * BLOCK, 0));
+	ASSERT_EQ(0, fcntl(self->through, F_SETFL, O_DIRECT));
+	buf = mmap(NULL, 8 * BLOCK, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, buf);
+	memcpy(buf, data + 9, 4 * BLOCK);
+	ASSERT_EQ(0, mprotect(buf + 4 * BLOCK, 4 * BLOCK, PROT_NONE));
+	ASSERT_EQ(0, ftruncate(lower, 80 * BLOCK));
+	close(lower);
+
+	ASSERT_EQ(-1, pwrite(self->through, buf, 8 * BLOCK, 0));
+	ASSERT_EQ(EFAULT, errno);
+	ASSERT_TRUE(lower_is(80 * BLOCK, 0, buf, 4 * BLOCK));
+	ASSERT_EQ(4 * BLOCK, pread(self->cached, back, 4 * BLOCK, 0));
+	ASSERT_EQ(0, memcmp(buf, back, 4 * BLOCK));
+	ASSERT_EQ(80 * BLOCK, size_of(self->cached));
+	ASSERT_EQ(0, munmap(buf, 8 * BLOCK));
+}
+
 TEST_HARNESS_MAIN
