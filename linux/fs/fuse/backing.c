@@ -408,26 +408,8 @@ void fuse_backing_answered(struct fuse_file *ff,
 
 /*
  * As if the server had opened /proc/self/fd/N of what it registered, with the
- * flags of the opener and all the questions that an open asks.  O_APPEND, which
- * F_SETFL can take back, is asked of the FUSE file with each write.
+ * flags of the opener and all the questions that an open asks.
  */
-static struct file *fuse_backing_reopen(struct fuse_backing *registered,
-					int flags)
-{
-	struct file *file;
-
-	flags &= ~(O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY | O_TMPFILE);
-	file = file_open_root(&registered->file->f_path, "", flags, 0);
-	if (IS_ERR(file) || IS_APPEND(file_inode(file)))
-		return file;
-
-	spin_lock(&file->f_lock);
-	file->f_flags &= ~O_APPEND;
-	file->f_iocb_flags = iocb_flags(file);
-	spin_unlock(&file->f_lock);
-	return file;
-}
-
 static int fuse_backing_open_id(struct fuse_file *ff, int flags)
 {
 	struct fuse_backing *registered = ff->backing, *backing;
@@ -435,8 +417,9 @@ static int fuse_backing_open_id(struct fuse_file *ff, int flags)
 	const struct cred *old_cred;
 	struct file *file;
 
+	flags &= ~(O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY | O_TMPFILE);
 	old_cred = override_creds(registered->cred);
-	file = fuse_backing_reopen(registered, flags);
+	file = file_open_root(&registered->file->f_path, "", flags, 0);
 	if (IS_ERR(file))
 		backing = ERR_CAST(file);
 	else

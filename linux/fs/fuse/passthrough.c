@@ -193,19 +193,31 @@ static void fuse_passthrough_move_size(struct inode *inode,
 }
 
 /*
+ * Of a write that failed, parts may be in the file if it was O_DIRECT, or all
+ * if it could not be synced.  Who may not wait found no pages.
+ */
+static inline bool fuse_passthrough_half_written(ssize_t written, int ki_flags)
+{
+	return written != -EAGAIN && written != -EINVAL &&
+	       ki_flags & (IOCB_DIRECT | IOCB_DSYNC) &&
+	       !(ki_flags & IOCB_NOWAIT);
+}
+
+/*
  * Times of the FUSE inode after a write that ended at @end, if that is all:
  * false where pages or the size need what may wait for the server.
  */
 static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
-						   loff_t end, ssize_t written)
+						   loff_t end, ssize_t written,
+						   int ki_flags)
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	bool moves;
 
-	/* Who fails otherwise may have written */
 	if (unlikely(written <= 0))
-		return !written || written == -EAGAIN;
+		return !written ||
+		       !fuse_passthrough_half_written(written, ki_flags);
 	if (unlikely(READ_ONCE(inode->i_mapping->nrpages)))
 		return false;
 
@@ -253,9 +265,10 @@ static noinline void fuse_passthrough_move_end(struct inode *inode,
 static inline void fuse_passthrough_wrote(struct inode *inode,
 					  struct fuse_backing *backing,
 					  loff_t end, ssize_t written,
-					  bool locked)
+					  int ki_flags, bool locked)
 {
-	if (unlikely(!fuse_passthrough_wrote_in_place(inode, end, written)))
+	if (unlikely(!fuse_passthrough_wrote_in_place(inode, end, written,
+						      ki_flags)))
 		fuse_passthrough_move_end(inode, backing, end, written, locked);
 }
 
@@ -296,7 +309,8 @@ static void fuse_passthrough_aio_work(struct work_struct *work)
 	struct file *file = aio->orig->ki_filp;
 
 	fuse_passthrough_wrote(file_inode(file), fuse_passthrough_backing(file),
-			       aio->iocb.ki_pos, aio->res, false);
+			       aio->iocb.ki_pos, aio->res, aio->iocb.ki_flags,
+			       false);
 	fuse_passthrough_aio_done(aio);
 }
 
@@ -325,7 +339,8 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 	if (!aio->write) {
 		fuse_passthrough_accessed(inode);
 	} else if (!in_task() || irqs_disabled() ||
-		   !fuse_passthrough_wrote_in_place(inode, iocb->ki_pos, res)) {
+		   !fuse_passthrough_wrote_in_place(inode, iocb->ki_pos, res,
+						    iocb->ki_flags)) {
 		INIT_WORK(&aio->work, fuse_passthrough_aio_work);
 		queue_work(get_fuse_conn(inode)->passthrough_wq, &aio->work);
 		return;
@@ -446,6 +461,20 @@ static inline bool fuse_passthrough_appends(struct kiocb *iocb,
 					    struct file *lower)
 {
 	return (iocb->ki_flags | lower->f_iocb_flags) & IOCB_APPEND;
+}
+
+/* F_SETFL took O_APPEND back, with which the kernel had opened the lower file */
+static void fuse_passthrough_dont_append(struct fuse_backing *backing)
+{
+	struct file *lower = backing->file;
+
+	if (!backing->id || !(lower->f_flags & O_APPEND) ||
+	    IS_APPEND(file_inode(lower)))
+		return;
+	spin_lock(&lower->f_lock);
+	lower->f_flags &= ~O_APPEND;
+	lower->f_iocb_flags = iocb_flags(lower);
+	spin_unlock(&lower->f_lock);
 }
 
 /*
@@ -681,6 +710,7 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 	}
 	if (ret != -EIOCBQUEUED)
 		fuse_passthrough_wrote(inode, backing, iocb->ki_pos, ret,
+				       iocb->ki_flags | lower->f_iocb_flags,
 				       locked);
 	if (locked)
 		inode_unlock_shared(inode);
@@ -824,7 +854,7 @@ static ssize_t fuse_passthrough_bounce(struct kiocb *iocb,
 /* How much of the buffer is made accessible at once: reads allocate it */
 static size_t fuse_passthrough_window(int rw)
 {
-	return rw == WRITE ? MAX_RW_COUNT : SZ_1M;
+	return rw == WRITE ? SZ_16M : SZ_1M;
 }
 
 /*
@@ -860,8 +890,9 @@ static ssize_t fuse_passthrough_again(struct kiocb *iocb, struct file *lower,
 			if (done < 0)
 				done = ret;
 			last |= bounce;
-			window = count / 8;
 		}
+		if (!bounce && ret < (ssize_t)count)
+			window = count / 8;
 	} while (!last && iov_iter_count(iter) &&
 		 fuse_passthrough_met_fault(iocb, lower, rw, ret));
 
@@ -869,8 +900,8 @@ static ssize_t fuse_passthrough_again(struct kiocb *iocb, struct file *lower,
 }
 
 /*
- * A request that a fault stopped after @ret bytes begins again, so that others
- * find all of it before or after their own, unless it is too large for that.
+ * A request that a fault stopped after @ret bytes begins again, if it is not too
+ * large: who writes the same bytes comes before or after all of it.
  */
 static ssize_t fuse_passthrough_whole(struct kiocb *iocb, struct file *lower,
 				      struct iov_iter *iter, int rw,
@@ -887,10 +918,10 @@ static ssize_t fuse_passthrough_whole(struct kiocb *iocb, struct file *lower,
 	fuse_passthrough_rewind(iter, state, 0);
 	fuse_passthrough_fault_in(iocb, lower, iter, &count, rw);
 	whole = fuse_passthrough_once(iocb, iter, rw, state->count);
-	if (whole >= ret)
+	if (whole >= ret || rw == READ || (whole < 0 && whole != -EFAULT))
 		return whole;
 
-	/* It is done all the same */
+	/* Written is written */
 	iocb->ki_pos += ret - max_t(ssize_t, whole, 0);
 	fuse_passthrough_rewind(iter, state, ret);
 	return ret;
@@ -938,6 +969,19 @@ ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	return ret;
 }
 
+/*
+ * The rest of an append would go behind what others append, and where O_DIRECT
+ * meets a fault some file systems leave zeros.
+ */
+static noinline void fuse_passthrough_prepare_write(struct kiocb *iocb,
+						    struct iov_iter *from)
+{
+	if (!(iocb->ki_flags & IOCB_APPEND))
+		fuse_passthrough_dont_append(fuse_passthrough_backing(iocb->ki_filp));
+	if (user_backed_iter(from))
+		fault_in_iov_iter_readable(from, iov_iter_count(from));
+}
+
 /**
  * fuse_passthrough_write_iter - write the lower file
  * @iocb: request on a FUSE file that has a lower one
@@ -957,14 +1001,9 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 
 	if (unlikely(fuse_passthrough_is_async(iocb, lower, from, WRITE)))
 		return fuse_passthrough_write_async(iocb, from);
-	/*
-	 * The rest of an append would go behind what others append, and where
-	 * O_DIRECT meets a fault some file systems leave zeros
-	 */
 	if (unlikely(iocb->ki_flags & IOCB_DIRECT ||
-		     fuse_passthrough_appends(iocb, lower)) &&
-	    user_backed_iter(from))
-		fault_in_iov_iter_readable(from, iov_iter_count(from));
+		     fuse_passthrough_appends(iocb, lower)))
+		fuse_passthrough_prepare_write(iocb, from);
 	ret = fuse_passthrough_write_any(iocb, from, false);
 	if (unlikely(iov_iter_count(from)))
 		ret = fuse_passthrough_retry(iocb, from, WRITE, ret, &state);
@@ -1014,6 +1053,8 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 		return -EIO;
 	if (!lower->f_op->splice_write)
 		return -EINVAL;
+	/* Files that append are refused before */
+	fuse_passthrough_dont_append(backing);
 	ret = fuse_passthrough_flush(inode, lower, *ppos, len, 0);
 	if (ret)
 		return ret;
@@ -1030,7 +1071,8 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 	file_end_write(lower);
 	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
 	fuse_passthrough_creds(old_cred);
-	fuse_passthrough_wrote(inode, backing, *ppos, ret, false);
+	fuse_passthrough_wrote(inode, backing, *ppos, ret,
+			       out->f_iocb_flags | lower->f_iocb_flags, false);
 
 	return ret;
 }

@@ -877,6 +877,29 @@ TEST_F(disk, append_only_lower_file)
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 }
 
+/* F_SETFL takes O_APPEND from the FUSE file, which nobody calls append-only. */
+TEST_F(disk, append_only_since_the_open)
+{
+	int fd;
+
+	self->srv->mode = SRV_BACKING_ID;
+	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	fd = open(FILE_MNT, O_RDWR | O_APPEND);
+	ASSERT_LE(0, fd);
+	ASSERT_TRUE(set_append_only(true));
+	ASSERT_EQ(0, fcntl(fd, F_SETFL, 0));
+	EXPECT_EQ(100, pwrite(fd, data + 7, 100, 0));
+	EXPECT_TRUE(lower_is(4 * BLOCK + 100, 4 * BLOCK, data + 7, 100));
+	EXPECT_TRUE(lower_is(4 * BLOCK + 100, 0, data, 4 * BLOCK));
+	ASSERT_TRUE(set_append_only(false));
+	EXPECT_EQ(100, pwrite(fd, data + 9, 100, 0));
+	EXPECT_TRUE(lower_is(4 * BLOCK + 100, 0, data + 9, 100));
+	EXPECT_TRUE(splice_to(fd, data + 11, 50, 0));
+	EXPECT_TRUE(lower_is(4 * BLOCK + 100, 0, data + 11, 50));
+	close(fd);
+	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+}
+
 static int no_fsync(struct srv *srv, struct srv_req *req)
 {
 	return req->in.opcode == FUSE_FSYNC ? -ENOSYS : SRV_GO_ON;

@@ -551,6 +551,47 @@ static void *write_two_blocks(void *arg)
 	return NULL;
 }
 
+/* The server is slow with FSYNC. */
+static int hold_fsync(struct srv *srv, struct srv_req *req)
+{
+	if (req->in.opcode == FUSE_FSYNC) {
+		sem_post(&arrived);
+		sem_wait(&go);
+	}
+	return SRV_GO_ON;
+}
+
+static void *sync_file(void *arg)
+{
+	struct call *call = arg;
+
+	call->result = srv_result(fsync(call->fd));
+	return NULL;
+}
+
+/* A buffer that is not there yet is no reason to wait for the server. */
+TEST_F(mixed, new_buffer_beside_fsync)
+{
+	struct call call = { .fd = self->cached };
+	char *buf;
+
+	/* Writes of such a mount have its lock */
+	if (variant->flags & FUSE_WRITEBACK_CACHE)
+		return;
+	buf = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, buf);
+	self->srv->on_request = hold_fsync;
+	ASSERT_EQ(0, pthread_create(&call.id, NULL, sync_file, &call));
+	sem_wait(&arrived);
+	EXPECT_EQ(100, pwrite(self->through, buf, 100, BLOCK));
+	sem_post(&go);
+	ASSERT_EQ(0, pthread_join(call.id, NULL));
+	ASSERT_EQ(0, call.result);
+	ASSERT_TRUE(lower_is(4 * BLOCK, BLOCK, buf, 100));
+	ASSERT_EQ(0, munmap(buf, BLOCK));
+}
+
 /* Two write the same, and one of them waits for its buffer: who is the last? */
 TEST_F(mixed, one_write)
 {
