@@ -193,31 +193,16 @@ static void fuse_passthrough_move_size(struct inode *inode,
 }
 
 /*
- * Of a write that failed, parts may be in the file if it was O_DIRECT, or all
- * if it could not be synced.  Who may not wait found no pages.
- */
-static inline bool fuse_passthrough_half_written(ssize_t written, int ki_flags)
-{
-	return written != -EAGAIN && written != -EINVAL &&
-	       ki_flags & (IOCB_DIRECT | IOCB_DSYNC) &&
-	       !(ki_flags & IOCB_NOWAIT);
-}
-
-/*
  * Times of the FUSE inode after a write that ended at @end, if that is all:
  * false where pages or the size need what may wait for the server.
  */
 static inline bool fuse_passthrough_wrote_in_place(struct inode *inode,
-						   loff_t end, ssize_t written,
-						   int ki_flags)
+						   loff_t end)
 {
 	struct fuse_conn *fc = get_fuse_conn(inode);
 	struct fuse_inode *fi = get_fuse_inode(inode);
 	bool moves;
 
-	if (unlikely(written <= 0))
-		return !written ||
-		       !fuse_passthrough_half_written(written, ki_flags);
 	if (unlikely(READ_ONCE(inode->i_mapping->nrpages)))
 		return false;
 
@@ -259,6 +244,17 @@ static noinline void fuse_passthrough_move_end(struct inode *inode,
 }
 
 /*
+ * Of a write that failed, parts may be in the file if it was O_DIRECT, or all
+ * if it could not be synced.  Who may not wait found no pages.
+ */
+static bool fuse_passthrough_half_written(ssize_t err, int ki_flags)
+{
+	return err < 0 && err != -EAGAIN && err != -EINVAL &&
+	       ki_flags & (IOCB_DIRECT | IOCB_DSYNC) &&
+	       !(ki_flags & IOCB_NOWAIT);
+}
+
+/*
  * Pages, size and times of the FUSE inode after a write that ended at @end;
  * @locked if the inode lock is held.
  */
@@ -267,8 +263,14 @@ static inline void fuse_passthrough_wrote(struct inode *inode,
 					  loff_t end, ssize_t written,
 					  int ki_flags, bool locked)
 {
-	if (unlikely(!fuse_passthrough_wrote_in_place(inode, end, written,
-						      ki_flags)))
+	bool all;
+
+	if (likely(written > 0))
+		all = fuse_passthrough_wrote_in_place(inode, end);
+	else
+		all = !fuse_passthrough_half_written(written, ki_flags |
+					backing->file->f_iocb_flags);
+	if (unlikely(!all))
 		fuse_passthrough_move_end(inode, backing, end, written, locked);
 }
 
@@ -338,9 +340,8 @@ static void fuse_passthrough_aio_complete(struct kiocb *iocb, long res)
 	inode = file_inode(aio->orig->ki_filp);
 	if (!aio->write) {
 		fuse_passthrough_accessed(inode);
-	} else if (!in_task() || irqs_disabled() ||
-		   !fuse_passthrough_wrote_in_place(inode, iocb->ki_pos, res,
-						    iocb->ki_flags)) {
+	} else if (!in_task() || irqs_disabled() || res <= 0 ||
+		   !fuse_passthrough_wrote_in_place(inode, iocb->ki_pos)) {
 		INIT_WORK(&aio->work, fuse_passthrough_aio_work);
 		queue_work(get_fuse_conn(inode)->passthrough_wq, &aio->work);
 		return;
@@ -484,14 +485,11 @@ static void fuse_passthrough_dont_append(struct fuse_backing *backing)
  * of the inode has to be tried again.
  */
 static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
-					     struct file *lower,
-					     struct iov_iter *iter, int rw)
+					     struct iov_iter *iter)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 
 	if (likely(!(iocb->ki_flags & IOCB_DIRECT)) || is_sync_kiocb(iocb))
-		return false;
-	if (rw == WRITE && fuse_passthrough_appends(iocb, lower))
 		return false;
 	return !user_backed_iter(iter) ||
 	       !(mapping_mapped(inode->i_mapping) ||
@@ -708,10 +706,10 @@ static __always_inline ssize_t fuse_passthrough_write(struct kiocb *iocb,
 		ret = fuse_passthrough_sync_write(iocb, lower, from);
 		fuse_passthrough_creds(old_cred);
 	}
-	if (ret != -EIOCBQUEUED)
+	/* Who is told later may have been, and have closed the file */
+	if (likely(ret > 0) || ret != -EIOCBQUEUED)
 		fuse_passthrough_wrote(inode, backing, iocb->ki_pos, ret,
-				       iocb->ki_flags | lower->f_iocb_flags,
-				       locked);
+				       iocb->ki_flags, locked);
 	if (locked)
 		inode_unlock_shared(inode);
 
@@ -740,12 +738,6 @@ static noinline ssize_t fuse_passthrough_read_async(struct kiocb *iocb,
 						    struct iov_iter *to)
 {
 	return fuse_passthrough_read(iocb, to, true);
-}
-
-static noinline ssize_t fuse_passthrough_write_async(struct kiocb *iocb,
-						     struct iov_iter *from)
-{
-	return fuse_passthrough_write_any(iocb, from, true);
 }
 
 /* As iov_iter_save_state(), where variables would be initialized twice */
@@ -957,11 +949,10 @@ fuse_passthrough_retry(struct kiocb *iocb, struct iov_iter *iter, int rw,
  */
 ssize_t fuse_passthrough_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
-	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
 	struct iov_iter_state state = fuse_passthrough_state(to);
 	ssize_t ret;
 
-	if (unlikely(fuse_passthrough_is_async(iocb, lower, to, READ)))
+	if (unlikely(fuse_passthrough_is_async(iocb, to)))
 		return fuse_passthrough_read_async(iocb, to);
 	ret = fuse_passthrough_read(iocb, to, false);
 	if (unlikely(iov_iter_count(to)))
@@ -982,6 +973,33 @@ static noinline void fuse_passthrough_prepare_write(struct kiocb *iocb,
 		fault_in_iov_iter_readable(from, iov_iter_count(from));
 }
 
+static noinline ssize_t fuse_passthrough_write_sync(struct kiocb *iocb,
+						    struct iov_iter *from)
+{
+	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
+	struct iov_iter_state state = fuse_passthrough_state(from);
+	ssize_t ret;
+
+	if (unlikely((iocb->ki_flags | lower->f_iocb_flags) &
+		     (IOCB_APPEND | IOCB_DIRECT)))
+		fuse_passthrough_prepare_write(iocb, from);
+	ret = fuse_passthrough_write_any(iocb, from, false);
+	if (unlikely(iov_iter_count(from)))
+		ret = fuse_passthrough_retry(iocb, from, WRITE, ret, &state);
+	return ret;
+}
+
+/* Appends wait for each other, so that none is lost */
+static noinline ssize_t fuse_passthrough_write_async(struct kiocb *iocb,
+						     struct iov_iter *from)
+{
+	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
+
+	if (unlikely(fuse_passthrough_appends(iocb, lower)))
+		return fuse_passthrough_write_sync(iocb, from);
+	return fuse_passthrough_write_any(iocb, from, true);
+}
+
 /**
  * fuse_passthrough_write_iter - write the lower file
  * @iocb: request on a FUSE file that has a lower one
@@ -995,19 +1013,9 @@ static noinline void fuse_passthrough_prepare_write(struct kiocb *iocb,
  */
 ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
-	struct file *lower = fuse_passthrough_backing(iocb->ki_filp)->file;
-	struct iov_iter_state state = fuse_passthrough_state(from);
-	ssize_t ret;
-
-	if (unlikely(fuse_passthrough_is_async(iocb, lower, from, WRITE)))
+	if (unlikely(fuse_passthrough_is_async(iocb, from)))
 		return fuse_passthrough_write_async(iocb, from);
-	if (unlikely(iocb->ki_flags & IOCB_DIRECT ||
-		     fuse_passthrough_appends(iocb, lower)))
-		fuse_passthrough_prepare_write(iocb, from);
-	ret = fuse_passthrough_write_any(iocb, from, false);
-	if (unlikely(iov_iter_count(from)))
-		ret = fuse_passthrough_retry(iocb, from, WRITE, ret, &state);
-	return ret;
+	return fuse_passthrough_write_sync(iocb, from);
 }
 
 /* A splice to the lower file looks at that file's own O_DSYNC alone */
@@ -1071,8 +1079,8 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 	file_end_write(lower);
 	ret = fuse_passthrough_splice_sync(out, lower, *ppos, ret);
 	fuse_passthrough_creds(old_cred);
-	fuse_passthrough_wrote(inode, backing, *ppos, ret,
-			       out->f_iocb_flags | lower->f_iocb_flags, false);
+	fuse_passthrough_wrote(inode, backing, *ppos, ret, out->f_iocb_flags,
+			       false);
 
 	return ret;
 }
