@@ -479,10 +479,8 @@ static void fuse_passthrough_dont_append(struct fuse_backing *backing)
 }
 
 /*
- * Buffered requests are finished when the lower file system returns.  Appends
- * wait: the end of the file moves when one completes, and the next, if it came
- * before, would go to the same place.  A request whose buffer may be a mapping
- * of the inode has to be tried again.
+ * Buffered requests are finished when the lower file system returns.  One whose
+ * buffer may be a mapping of the inode has to be tried again.
  */
 static inline bool fuse_passthrough_is_async(struct kiocb *iocb,
 					     struct iov_iter *iter)
@@ -783,6 +781,14 @@ static size_t fuse_passthrough_fault_in(struct kiocb *iocb, struct file *lower,
 	return *touched - fault_in_iov_iter_writeable(iter, *touched);
 }
 
+static noinline ssize_t fuse_passthrough_attempt(struct kiocb *iocb,
+						 struct iov_iter *iter, int rw)
+{
+	if (rw == READ)
+		return fuse_passthrough_read(iocb, iter, false);
+	return fuse_passthrough_write_any(iocb, iter, false);
+}
+
 /* One more attempt, with @count bytes of the buffer */
 static ssize_t fuse_passthrough_once(struct kiocb *iocb, struct iov_iter *iter,
 				     int rw, size_t count)
@@ -793,10 +799,7 @@ static ssize_t fuse_passthrough_once(struct kiocb *iocb, struct iov_iter *iter,
 
 	state.count = count;
 	iov_iter_truncate(iter, count);
-	if (rw == READ)
-		ret = fuse_passthrough_read(iocb, iter, false);
-	else
-		ret = fuse_passthrough_write_any(iocb, iter, false);
+	ret = fuse_passthrough_attempt(iocb, iter, rw);
 	fuse_passthrough_rewind(iter, &state, ret);
 	iov_iter_reexpand(iter, iov_iter_count(iter) + hidden);
 
@@ -828,9 +831,9 @@ static ssize_t fuse_passthrough_bounce(struct kiocb *iocb,
 		if (!copied || (copied < count && iocb->ki_flags & IOCB_DIRECT))
 			ret = -EFAULT;
 		else
-			ret = fuse_passthrough_write_any(iocb, &kernel, false);
+			ret = fuse_passthrough_attempt(iocb, &kernel, WRITE);
 	} else {
-		ret = fuse_passthrough_read(iocb, &kernel, false);
+		ret = fuse_passthrough_attempt(iocb, &kernel, READ);
 		if (ret > 0) {
 			copied = copy_page_to_iter(bvec.bv_page, 0, ret, iter);
 			iocb->ki_pos -= ret - copied;
@@ -989,7 +992,10 @@ static noinline ssize_t fuse_passthrough_write_sync(struct kiocb *iocb,
 	return ret;
 }
 
-/* Appends wait for each other, so that none is lost */
+/*
+ * Appends wait: the end of the file moves when one completes, and the next, if
+ * it came before, would go to the same place.
+ */
 static noinline ssize_t fuse_passthrough_write_async(struct kiocb *iocb,
 						     struct iov_iter *from)
 {

@@ -533,10 +533,12 @@ TEST_F(mixed, buffer_of_the_lower_file)
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 }
 
-/* The server is slow with one READ. */
-static int hold_read(struct srv *srv, struct srv_req *req)
+/* The server is slow with what is held. */
+static atomic_uint held;
+
+static int hold_request(struct srv *srv, struct srv_req *req)
 {
-	if (req->in.opcode == FUSE_READ) {
+	if (req->in.opcode == held) {
 		sem_post(&arrived);
 		sem_wait(&go);
 	}
@@ -549,16 +551,6 @@ static void *write_two_blocks(void *arg)
 
 	call->result = pwrite(call->fd, call->buf, 2 * BLOCK, 0);
 	return NULL;
-}
-
-/* The server is slow with FSYNC. */
-static int hold_fsync(struct srv *srv, struct srv_req *req)
-{
-	if (req->in.opcode == FUSE_FSYNC) {
-		sem_post(&arrived);
-		sem_wait(&go);
-	}
-	return SRV_GO_ON;
 }
 
 static void *sync_file(void *arg)
@@ -581,7 +573,8 @@ TEST_F(mixed, new_buffer_beside_fsync)
 	buf = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, buf);
-	self->srv->on_request = hold_fsync;
+	held = FUSE_FSYNC;
+	self->srv->on_request = hold_request;
 	ASSERT_EQ(0, pthread_create(&call.id, NULL, sync_file, &call));
 	sem_wait(&arrived);
 	EXPECT_EQ(100, pwrite(self->through, buf, 100, BLOCK));
@@ -604,7 +597,8 @@ TEST_F(mixed, one_write)
 	ASSERT_NE(NULL, other);
 	other->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
 	ASSERT_LE(0, other->lower);
-	other->on_request = hold_read;
+	held = FUSE_READ;
+	other->on_request = hold_request;
 	ASSERT_EQ(0, srv_start(other, MNT2));
 	close(other->lower);
 	fd = open(MNT2 "/file", O_RDONLY);
