@@ -23,7 +23,7 @@ bench: build/ready ## every workload against its bare file system, tables and pl
 	@tools/install python3-matplotlib dwarves
 	@bench/all
 
-coverage: build/ready ## which lines of passthrough.c and backing.c the kselftests reach
+coverage: build/ready ## which lines of the new kernel files the kselftests reach
 	@tools/coverage
 
 mutate: build/ready ## small faults put into them one at a time: does a test see each?
