@@ -16,7 +16,8 @@ test:
 	@tools/test
 endif
 
-test-long: ## coverage, data races, mutation, long random runs: two hours
+test-long: ## coverage, arm64, data races, mutation, long random runs: two hours
+	@tools/install libc6-dev-arm64-cross qemu-system-arm
 	@tools/test long
 
 bench: build/ready ## every workload against its bare file system, tables and plots: an hour
