@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * FUSE passthrough: which lower file backs an open FUSE file.
+ * FUSE passthrough: how an open FUSE file gets its lower file.
  *
- * The life of a lower file: FUSE_DEV_IOC_PASSTHROUGH_OPEN takes a reference to
- * it and hangs it on the fuse_file that waits for the server's answer.  From
- * then on the fuse_file owns it, whatever becomes of the open, and
- * fuse_backing_put() is called where the fuse_file dies.  Nothing replaces a
- * backing while the file is open, so its users need neither lock nor count.
+ * By request: FUSE_DEV_IOC_PASSTHROUGH_OPEN puts a file of the calling task, with
+ * the credentials of that task, on the fuse_file that waits for its answer.
  *
- * FUSE_DEV_IOC_BACKING_OPEN registers a file under an id of the connection
- * until FUSE_DEV_IOC_BACKING_CLOSE or the end of the connection.  An answer with
- * that id takes a reference to it at once, and the opener opens the file anew,
- * for its fuse_file alone.
+ * By id: FUSE_DEV_IOC_BACKING_OPEN registers a file and the credentials of the
+ * calling task under an id, until FUSE_DEV_IOC_BACKING_CLOSE or the end of the
+ * connection.  An answer that names the id takes a reference to it at once.  The
+ * opener then opens the registered file anew, for its own fuse_file.
+ *
+ * From then on the fuse_file owns the lower file, whatever becomes of the open.
+ * Nothing replaces it while the FUSE file is open, so that its users need
+ * neither lock nor count.  fuse_passthrough_release() drops it with the fuse_file.
  */
 
-#include "fuse_i.h"
+#include "passthrough.h"
 
 #include <linux/cred.h>
 #include <linux/file.h>
-#include <linux/fs.h>
 #include <linux/idr.h>
 #include <linux/moduleparam.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/workqueue.h>
 
 static bool fuse_passthrough_privileged;
 module_param_named(passthrough_privileged, fuse_passthrough_privileged, bool,
@@ -32,138 +31,116 @@ module_param_named(passthrough_privileged, fuse_passthrough_privileged, bool,
 MODULE_PARM_DESC(passthrough_privileged,
 		 "Only CAP_SYS_ADMIN may attach or register lower files");
 
-static void fuse_backing_link(struct fuse_conn *fc, struct fuse_backing *backing)
+/*
+ * A lower file lies on a superblock of smaller depth, so that no chain of lower
+ * files ends where it began.  Before INIT is answered, the depth of a FUSE
+ * superblock is not known.
+ */
+static bool fuse_lower_may_stack(struct fuse_conn *fc, struct super_block *sb)
 {
-	lockdep_assert_held(&fc->lock);
-	list_add_tail(&backing->entry, &fc->backings);
+	if (sb->s_op == &fuse_super_operations) {
+		if (!READ_ONCE(get_fuse_conn_super(sb)->initialized))
+			return false;
+		/* Pairs with smp_wmb() in fuse_set_initialized() */
+		smp_rmb();
+	}
+	return sb->s_stack_depth < fc->max_stack_depth;
 }
 
-/* Is @file something that may stand below a file of this connection? */
-static int fuse_backing_check(struct fuse_conn *fc, struct file *file)
+static int fuse_lower_check(struct fuse_conn *fc, struct file *file)
 {
 	struct inode *inode = file_inode(file);
 	const struct file_operations *f_op = file->f_op;
 
-	/* Such a file is for opening the inode only */
+	/* An O_PATH file has none of its own */
 	if (file->f_mode & FMODE_PATH)
 		f_op = inode->i_fop;
 
 	if (S_ISDIR(inode->i_mode))
 		return -EISDIR;
-	/*
-	 * Files of kernfs and its like are regular, but act on the task that
-	 * writes them.
-	 */
+	/* Regular files of kernfs and its like act on the task that writes */
 	if (!S_ISREG(inode->i_mode) || inode->i_sb->s_iflags & SB_I_NOEXEC)
 		return -EINVAL;
 	if (!f_op->read_iter || !f_op->write_iter)
 		return -EOPNOTSUPP;
-	if (inode->i_sb->s_stack_depth >= fc->max_stack_depth)
+	/* configfs, functionfs */
+	if (!f_op->mmap)
+		return -EINVAL;
+	if (!fuse_lower_may_stack(fc, inode->i_sb))
 		return -ELOOP;
 	return 0;
 }
 
 /*
- * What writes are done with for a caller that has no CAP_FSETID: the lower
- * file system looks at the credentials of the writer when it decides whether
- * setuid and setgid stay.
+ * Credentials for writes of a caller without CAP_FSETID: the lower file system
+ * asks the writer's credentials whether setuid and setgid stay.
  */
-static const struct cred *fuse_backing_nofsetid_cred(const struct cred *cred)
+static const struct cred *fuse_current_nofsetid_cred(void)
 {
-	struct cred *new;
+	struct cred *cred;
 
-	if (!cap_raised(cred->cap_effective, CAP_FSETID))
-		return get_cred(cred);
-
-	new = prepare_creds();
-	if (new)
-		cap_lower(new->cap_effective, CAP_FSETID);
-	return new;
+	if (!cap_raised(current_cap(), CAP_FSETID))
+		return get_current_cred();
+	cred = prepare_creds();
+	if (cred)
+		cap_lower(cred->cap_effective, CAP_FSETID);
+	return cred;
 }
 
-/* Whether it was linked or not */
-static void fuse_backing_unref(struct fuse_conn *fc,
-			       struct fuse_backing *backing)
+/* Takes over the reference to @file, which may be NULL */
+static int fuse_lower_init(struct fuse_lower *lower, struct fuse_conn *fc,
+			   struct file *file)
 {
-	if (!refcount_dec_and_test(&backing->count))
-		return;
-	spin_lock(&fc->lock);
-	list_del(&backing->entry);
-	spin_unlock(&fc->lock);
-	fput(backing->file);
-	put_cred(backing->cred);
-	put_cred(backing->nofsetid_cred);
-	kfree(backing);
-}
-
-/*
- * Consumes the reference to @file, which may be NULL.  The credentials are those
- * of @registered, or else of the calling task.
- */
-static struct fuse_backing *fuse_backing_create(struct fuse_conn *fc,
-						struct file *file,
-						struct fuse_backing *registered)
-{
-	struct fuse_backing *backing;
 	int err;
 
 	if (!file)
-		return ERR_PTR(-EBADF);
-
-	err = fuse_backing_check(fc, file);
+		return -EBADF;
+	err = fuse_lower_check(fc, file);
 	if (err)
 		goto out_fput;
-
 	err = -ENOMEM;
-	backing = kmalloc(sizeof(*backing), GFP_KERNEL_ACCOUNT);
-	if (!backing)
+	lower->nofsetid_cred = fuse_current_nofsetid_cred();
+	if (!lower->nofsetid_cred)
 		goto out_fput;
+	lower->cred = get_current_cred();
+	lower->file = file;
+	lower->id = 0;
+	return 0;
 
-	if (registered)
-		backing->nofsetid_cred = get_cred(registered->nofsetid_cred);
-	else
-		backing->nofsetid_cred =
-			fuse_backing_nofsetid_cred(current_cred());
-	if (!backing->nofsetid_cred)
-		goto out_free;
-
-	INIT_LIST_HEAD(&backing->entry);
-	refcount_set(&backing->count, 1);
-	backing->file = file;
-	backing->cred = get_current_cred();
-	backing->spare = NULL;
-	backing->id = registered ? registered->id : 0;
-	return backing;
-
-out_free:
-	kfree(backing);
 out_fput:
 	fput(file);
-	return ERR_PTR(err);
+	return err;
 }
 
-/* Called under the lock that keeps @req waiting for its answer */
-static int fuse_backing_attach_req(struct fuse_req *req,
-				   struct fuse_backing *backing)
+static void fuse_lower_put(struct fuse_lower *lower)
+{
+	fput(lower->file);
+	put_cred(lower->cred);
+	put_cred(lower->nofsetid_cred);
+}
+
+/* Called under the fpq->lock that keeps @req waiting for its answer */
+static int fuse_lower_attach_req(struct fuse_req *req, struct fuse_lower *lower)
 {
 	struct fuse_file *ff = req->args->ff;
-	fmode_t rw = FMODE_READ | FMODE_WRITE;
-	fmode_t mode = backing->file->f_mode;
+	fmode_t mode = lower->file->f_mode;
 	u32 flags;
 
 	if (!ff)
 		return -EINVAL;
-	if (ff->backing)
+	if (ff->lower.file)
 		return -EEXIST;
 
 	/* fuse_open_in and fuse_create_in both start with the flags */
 	flags = *(const u32 *)req->args->in_args[0].value;
-	if (OPEN_FMODE(flags) & rw & ~mode)
+	if (OPEN_FMODE(flags) & (FMODE_READ | FMODE_WRITE) & ~mode)
 		return -EBADF;
 	if (flags & O_DIRECT && !(mode & FMODE_CAN_ODIRECT))
 		return -EINVAL;
+	if (flags & O_APPEND && fuse_lower_drops_append(lower->file))
+		return -EINVAL;
 
-	ff->backing = backing;
+	ff->lower = *lower;
 	return 0;
 }
 
@@ -171,11 +148,11 @@ static int fuse_backing_attach_req(struct fuse_req *req,
  * The task that answers may use another device of the connection than the one
  * that read the request.  Lock order as in fuse_abort_conn().
  */
-static int fuse_backing_attach(struct fuse_conn *fc, u64 unique,
-			       struct fuse_backing *backing)
+static int fuse_lower_attach(struct fuse_conn *fc, u64 unique,
+			     struct fuse_lower *lower)
 {
+	struct fuse_req *req = NULL;
 	struct fuse_dev *fud;
-	struct fuse_req *req;
 	int err = -ENOENT;
 
 	spin_lock(&fc->lock);
@@ -185,28 +162,23 @@ static int fuse_backing_attach(struct fuse_conn *fc, u64 unique,
 		struct fuse_pqueue *fpq = &fud->pq;
 
 		spin_lock(&fpq->lock);
-		req = fpq->connected ? fuse_request_find(fpq, unique) : NULL;
+		if (fpq->connected)
+			req = fuse_request_find(fpq, unique);
 		if (req)
-			err = fuse_backing_attach_req(req, backing);
+			err = fuse_lower_attach_req(req, lower);
 		spin_unlock(&fpq->lock);
 		if (req)
 			break;
 	}
-	if (!err)
-		fuse_backing_link(fc, backing);
 	spin_unlock(&fc->lock);
 
 	return err;
 }
 
-/*
- * Hangs a file of the calling task, together with the task's credentials, on
- * the open that the server is about to answer.
- */
-static int fuse_passthrough_open(struct fuse_conn *fc, void __user *argp)
+static int fuse_ioctl_passthrough_open(struct fuse_conn *fc, void __user *argp)
 {
 	struct fuse_passthrough_out arg;
-	struct fuse_backing *backing;
+	struct fuse_lower lower;
 	int err;
 
 	if (copy_from_user(&arg, argp, sizeof(arg)))
@@ -214,19 +186,31 @@ static int fuse_passthrough_open(struct fuse_conn *fc, void __user *argp)
 	if (arg.len || arg.vec)
 		return -EINVAL;
 
-	backing = fuse_backing_create(fc, fget(arg.fd), NULL);
-	if (IS_ERR(backing))
-		return PTR_ERR(backing);
-
-	err = fuse_backing_attach(fc, arg.unique, backing);
+	err = fuse_lower_init(&lower, fc, fget(arg.fd));
 	if (err)
-		fuse_backing_unref(fc, backing);
+		return err;
+	err = fuse_lower_attach(fc, arg.unique, &lower);
+	if (err)
+		fuse_lower_put(&lower);
 	return err;
 }
 
+/**
+ * fuse_backing_put - drop a reference to a registered file
+ * @backing: the file with its id
+ *
+ * Context: Any.
+ */
+void fuse_backing_put(struct fuse_backing *backing)
+{
+	if (!refcount_dec_and_test(&backing->count))
+		return;
+	fuse_lower_put(&backing->lower);
+	kfree(backing);
+}
+
 /* As many ids as the caller may have files open */
-static int fuse_backing_add_id(struct fuse_conn *fc,
-			       struct fuse_backing *backing)
+static int fuse_backing_add(struct fuse_conn *fc, struct fuse_backing *backing)
 {
 	bool unlimited = capable(CAP_SYS_RESOURCE);
 	int id;
@@ -241,9 +225,8 @@ static int fuse_backing_add_id(struct fuse_conn *fc,
 		id = idr_alloc_cyclic(&fc->backing_ids, backing, 1, 0,
 				      GFP_ATOMIC);
 	if (id > 0) {
+		backing->lower.id = id;
 		fc->backing_count++;
-		backing->id = id;
-		fuse_backing_link(fc, backing);
 	}
 	spin_unlock(&fc->lock);
 	idr_preload_end();
@@ -251,30 +234,35 @@ static int fuse_backing_add_id(struct fuse_conn *fc,
 	return id == -ENOSPC ? -EMFILE : id;
 }
 
-/* Registers a file of the calling task, one of O_PATH is enough */
-static int fuse_backing_open(struct fuse_conn *fc, void __user *argp)
+static int fuse_ioctl_backing_open(struct fuse_conn *fc, void __user *argp)
 {
 	struct fuse_backing_map map;
 	struct fuse_backing *backing;
-	int id;
+	int ret;
 
 	if (copy_from_user(&map, argp, sizeof(map)))
 		return -EFAULT;
 	if (map.flags || map.padding)
 		return -EINVAL;
 
-	backing = fuse_backing_create(fc, fget_raw(map.fd), NULL);
-	if (IS_ERR(backing))
-		return PTR_ERR(backing);
+	backing = kmalloc(sizeof(*backing), GFP_KERNEL_ACCOUNT);
+	if (!backing)
+		return -ENOMEM;
+	refcount_set(&backing->count, 1);
+	ret = fuse_lower_init(&backing->lower, fc, fget_raw(map.fd));
+	if (ret) {
+		kfree(backing);
+		return ret;
+	}
 
-	id = fuse_backing_add_id(fc, backing);
-	if (id < 0)
-		fuse_backing_unref(fc, backing);
-	return id;
+	ret = fuse_backing_add(fc, backing);
+	if (ret < 0)
+		fuse_backing_put(backing);
+	return ret;
 }
 
-/* Files that were opened by the id keep what they have */
-static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
+/* Open files keep the lower file that they opened by the id */
+static int fuse_ioctl_backing_close(struct fuse_conn *fc, u32 __user *argp)
 {
 	struct fuse_backing *backing;
 	u32 id;
@@ -290,7 +278,7 @@ static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
 	if (!backing)
 		return -ENOENT;
 
-	fuse_backing_unref(fc, backing);
+	fuse_backing_put(backing);
 	return 0;
 }
 
@@ -298,9 +286,9 @@ static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
  * fuse_backing_ioctl - the ioctls by which a server hands in lower files
  * @fud: device that the ioctl came in by, NULL if it is not mounted
  * @cmd: FUSE_DEV_IOC_PASSTHROUGH_OPEN, _BACKING_OPEN or _BACKING_CLOSE
- * @argp: their argument
+ * @argp: its argument
  *
- * A call that fails changes nothing: a server can still answer the open, and
+ * An ioctl that fails changes nothing: a server can still answer the open, and
  * gets the reads and writes.
  *
  * Context: Process context, takes fc->lock and the fpq->lock of each device.
@@ -310,11 +298,13 @@ static int fuse_backing_close(struct fuse_conn *fc, u32 __user *argp)
  * * -ENOTCONN	- the connection was aborted
  * * -EFAULT	- @argp can't be read
  * * -EINVAL	- a reserved word is set, the request is no open, the lower file
- *		  is not regular or of a pseudo file system, or can't O_DIRECT
+ *		  is not regular, lies on a pseudo file system, can't be mapped
+ *		  or can't do what the opener's O_DIRECT or O_APPEND asks
  * * -EBADF	- no such descriptor, or not open for what the opener asked
  * * -EISDIR	- a directory
- * * -EOPNOTSUPP - the lower file can't be read or written by iterator
- * * -ELOOP	- the lower file system is stacked too deep
+ * * -EOPNOTSUPP - the lower file has no read_iter or no write_iter
+ * * -ELOOP	- the lower file system is stacked too deep, or is a FUSE mount
+ *		  whose INIT is not answered
  * * -ENOENT	- no such request is waiting for its answer, or no such id
  * * -EEXIST	- the request has its lower file already
  * * -EMFILE	- as many ids as the caller may have files open
@@ -335,11 +325,11 @@ long fuse_backing_ioctl(struct fuse_dev *fud, unsigned int cmd,
 
 	switch (cmd) {
 	case FUSE_DEV_IOC_PASSTHROUGH_OPEN:
-		return fuse_passthrough_open(fud->fc, argp);
+		return fuse_ioctl_passthrough_open(fud->fc, argp);
 	case FUSE_DEV_IOC_BACKING_OPEN:
-		return fuse_backing_open(fud->fc, argp);
+		return fuse_ioctl_backing_open(fud->fc, argp);
 	case FUSE_DEV_IOC_BACKING_CLOSE:
-		return fuse_backing_close(fud->fc, argp);
+		return fuse_ioctl_backing_close(fud->fc, argp);
 	default:
 		return -ENOTTY;
 	}
@@ -347,9 +337,9 @@ long fuse_backing_ioctl(struct fuse_dev *fud, unsigned int cmd,
 
 /**
  * fuse_backing_free_ids - drop what the server has registered
- * @fc: connection, no longer connected
+ * @fc: connection that was aborted
  *
- * Context: Process context, no locks held.
+ * Context: Process context, takes fc->lock.
  */
 void fuse_backing_free_ids(struct fuse_conn *fc)
 {
@@ -360,7 +350,8 @@ void fuse_backing_free_ids(struct fuse_conn *fc)
 	while ((backing = idr_get_next(&fc->backing_ids, &id))) {
 		idr_remove(&fc->backing_ids, id);
 		spin_unlock(&fc->lock);
-		fuse_backing_unref(fc, backing);
+		fuse_backing_put(backing);
+		cond_resched();
 		spin_lock(&fc->lock);
 	}
 	fc->backing_count = 0;
@@ -368,35 +359,25 @@ void fuse_backing_free_ids(struct fuse_conn *fc)
 }
 
 /**
- * fuse_backing_free_conn - free what fuse_passthrough_negotiate() allocated
- * @fc: connection that nobody uses any more
- *
- * Each connection has a queue of its own: its work may wait for its server.
- *
- * Context: Process context, may sleep.
- */
-void fuse_backing_free_conn(struct fuse_conn *fc)
-{
-	if (fc->passthrough_wq)
-		destroy_workqueue(fc->passthrough_wq);
-}
-
-/**
  * fuse_backing_answered - the server has answered an open
- * @ff: the open
- * @out: the answer
+ * @args: the request; the last part of the answer is its fuse_open_out
  *
- * From here on the server may close the id, the open has what it named.
+ * From here on the server may close the id.
  *
- * Context: Process context, @ff is not seen by anybody else.  Takes fc->lock.
+ * Context: Process context, while the request can't end otherwise.  Takes
+ * fc->lock.
  */
-void fuse_backing_answered(struct fuse_file *ff,
-			   const struct fuse_open_out *out)
+void fuse_backing_answered(struct fuse_args *args)
 {
-	struct fuse_conn *fc = ff->fm->fc;
+	struct fuse_file *ff = args->ff;
+	const struct fuse_open_out *out;
+	struct fuse_conn *fc;
 
-	if (!fc->passthrough || !(out->open_flags & FOPEN_PASSTHROUGH) ||
-	    ff->backing)
+	if (!ff)
+		return;
+	fc = ff->fm->fc;
+	out = args->out_args[args->out_numargs - 1].value;
+	if (!fc->passthrough || !(out->open_flags & FOPEN_PASSTHROUGH))
 		return;
 
 	spin_lock(&fc->lock);
@@ -406,64 +387,45 @@ void fuse_backing_answered(struct fuse_file *ff,
 	spin_unlock(&fc->lock);
 }
 
-/*
- * As if the server had opened /proc/self/fd/N of what it registered, with the
- * flags of the opener and all the questions that an open asks.
- */
-static int fuse_backing_open_id(struct fuse_file *ff, int flags)
-{
-	struct fuse_backing *registered = ff->backing, *backing;
-	struct fuse_conn *fc = ff->fm->fc;
-	const struct cred *old_cred;
-	struct file *file;
-
-	flags &= ~(O_CREAT | O_EXCL | O_TRUNC | O_NOCTTY | O_TMPFILE);
-	old_cred = override_creds(registered->cred);
-	file = file_open_root(&registered->file->f_path, "", flags, 0);
-	if (IS_ERR(file))
-		backing = ERR_CAST(file);
-	else
-		backing = fuse_backing_create(fc, file, registered);
-	revert_creds(old_cred);
-	if (IS_ERR(backing))
-		return PTR_ERR(backing);
-
-	spin_lock(&fc->lock);
-	fuse_backing_link(fc, backing);
-	spin_unlock(&fc->lock);
-	ff->backing = backing;
-	fuse_backing_unref(fc, registered);
-	return 0;
-}
-
 /**
- * fuse_backing_put - drop the lower file of a fuse_file, if it has one
+ * fuse_passthrough_release - drop the lower file of a fuse_file, if it has one
  * @ff: file that nobody reads or writes any more, or never did
  *
  * Context: Any.
  */
-void fuse_backing_put(struct fuse_file *ff)
+void fuse_passthrough_release(struct fuse_file *ff)
 {
+	if (ff->lower.file)
+		fuse_lower_put(&ff->lower);
 	if (ff->backing)
-		fuse_backing_unref(ff->fm->fc, ff->backing);
+		fuse_backing_put(ff->backing);
+	ff->lower.file = NULL;
 	ff->backing = NULL;
 }
 
-static void fuse_backing_show(struct seq_file *m, struct fuse_backing *backing)
+/* Device and inode number as stat(2) shows them, without asking a server */
+static void fuse_lower_show(struct seq_file *m, struct fuse_lower *lower)
 {
-	struct inode *inode = file_inode(backing->file);
-	fmode_t mode = backing->file->f_mode;
+	struct inode *inode = file_inode(lower->file);
+	fmode_t mode = lower->file->f_mode;
+	const struct cred *old_cred;
+	struct kstat stat;
+	int err;
 
-	seq_printf(m, "%u:%u %lu ", MAJOR(inode->i_sb->s_dev),
-		   MINOR(inode->i_sb->s_dev), inode->i_ino);
-	if (mode & FMODE_PATH)
-		seq_puts(m, "path");
-	if (mode & FMODE_READ)
-		seq_putc(m, 'r');
-	if (mode & FMODE_WRITE)
-		seq_putc(m, 'w');
-	if (backing->id)
-		seq_printf(m, " id %d", backing->id);
+	old_cred = override_creds(lower->cred);
+	err = vfs_getattr_nosec(&lower->file->f_path, &stat, STATX_INO,
+				AT_STATX_DONT_SYNC);
+	revert_creds(old_cred);
+	if (err) {
+		stat.dev = inode->i_sb->s_dev;
+		stat.ino = inode->i_ino;
+	}
+
+	seq_printf(m, "passthrough:\t%u:%u %llu %s%s%s", MAJOR(stat.dev),
+		   MINOR(stat.dev), stat.ino, mode & FMODE_PATH ? "path" : "",
+		   mode & FMODE_READ ? "r" : "", mode & FMODE_WRITE ? "w" : "");
+	if (lower->id)
+		seq_printf(m, " id %d", lower->id);
 	seq_putc(m, '\n');
 }
 
@@ -478,10 +440,8 @@ void fuse_passthrough_show_fdinfo(struct seq_file *m, struct file *file)
 {
 	struct fuse_file *ff = file->private_data;
 
-	if (!ff->backing)
-		return;
-	seq_puts(m, "passthrough:\t");
-	fuse_backing_show(m, ff->backing);
+	if (ff->lower.file)
+		fuse_lower_show(m, &ff->lower);
 }
 
 /**
@@ -489,148 +449,23 @@ void fuse_passthrough_show_fdinfo(struct seq_file *m, struct file *file)
  * @m: where it is written
  * @fud: device, NULL if it is not mounted
  *
- * Context: Process context, takes fc->lock.
+ * Context: Process context, takes fc->lock for each id.
  */
 void fuse_backing_show_ids(struct seq_file *m, struct fuse_dev *fud)
 {
 	struct fuse_backing *backing;
 	int id;
 
-	if (!fud)
-		return;
-	spin_lock(&fud->fc->lock);
-	idr_for_each_entry(&fud->fc->backing_ids, backing, id) {
-		seq_puts(m, "passthrough:\t");
-		fuse_backing_show(m, backing);
+	for (id = 0; fud && !seq_has_overflowed(m); id++) {
+		spin_lock(&fud->fc->lock);
+		backing = idr_get_next(&fud->fc->backing_ids, &id);
+		if (backing)
+			refcount_inc(&backing->count);
+		spin_unlock(&fud->fc->lock);
+		if (!backing)
+			break;
+		fuse_lower_show(m, &backing->lower);
+		fuse_backing_put(backing);
+		cond_resched();
 	}
-	spin_unlock(&fud->fc->lock);
-}
-
-static void *fuse_backing_seq_start(struct seq_file *m, loff_t *pos)
-	__acquires(((struct fuse_conn *)m->private)->lock)
-{
-	struct fuse_conn *fc = m->private;
-
-	spin_lock(&fc->lock);
-	return seq_list_start(&fc->backings, *pos);
-}
-
-static void *fuse_backing_seq_next(struct seq_file *m, void *v, loff_t *pos)
-{
-	struct fuse_conn *fc = m->private;
-
-	return seq_list_next(v, &fc->backings, pos);
-}
-
-static void fuse_backing_seq_stop(struct seq_file *m, void *v)
-	__releases(((struct fuse_conn *)m->private)->lock)
-{
-	struct fuse_conn *fc = m->private;
-
-	spin_unlock(&fc->lock);
-}
-
-static int fuse_backing_seq_show(struct seq_file *m, void *v)
-{
-	fuse_backing_show(m, list_entry(v, struct fuse_backing, entry));
-	return 0;
-}
-
-/* What a connection pins: registered files, and those of open FUSE files */
-const struct seq_operations fuse_backing_seq_ops = {
-	.start	= fuse_backing_seq_start,
-	.next	= fuse_backing_seq_next,
-	.stop	= fuse_backing_seq_stop,
-	.show	= fuse_backing_seq_show,
-};
-
-/*
- * A mount that is stacked on others may stand on one of its own kind, and a
- * write then holds the freeze protection of both.
- */
-static void fuse_passthrough_set_lock_class(struct super_block *sb)
-{
-	static struct lock_class_key stacked[SB_FREEZE_LEVELS];
-	int i;
-
-	for (i = 0; i < SB_FREEZE_LEVELS; i++)
-		lockdep_set_class(&sb->s_writers.rw_sem[i], &stacked[i]);
-}
-
-/**
- * fuse_passthrough_negotiate - the server asked for FUSE_PASSTHROUGH at INIT
- * @fm: mount that is being initialised
- * @max_stack_depth: of the server's answer, 0 means 1
- *
- * A depth that the VFS does not allow, or no memory, refuses the capability.  The depth
- * becomes the one of the mount's superblock: lower files are of a smaller one,
- * so that no chain of lower files ends where it began.
- */
-void fuse_passthrough_negotiate(struct fuse_mount *fm, u32 max_stack_depth)
-{
-	struct fuse_conn *fc = fm->fc;
-
-	if (!max_stack_depth)
-		max_stack_depth = 1;
-	if (max_stack_depth > FILESYSTEM_MAX_STACK_DEPTH)
-		return;
-
-	/* Writeback of a loop device may wait for it */
-	fc->passthrough_wq = alloc_workqueue("fuse_passthrough",
-					     WQ_MEM_RECLAIM, 0);
-	if (!fc->passthrough_wq)
-		return;
-
-	fc->max_stack_depth = max_stack_depth;
-	fc->passthrough = 1;
-	fm->sb->s_stack_depth = max_stack_depth;
-	if (max_stack_depth > 1)
-		fuse_passthrough_set_lock_class(fm->sb);
-}
-
-static int fuse_passthrough_refuse(struct inode *inode, const char *why, int err)
-{
-	pr_warn_ratelimited("%u:%u: open of nodeid %llu failed: %s (%d)\n",
-			    MAJOR(inode->i_sb->s_dev),
-			    MINOR(inode->i_sb->s_dev), get_node_id(inode), why,
-			    err);
-	return err;
-}
-
-/**
- * fuse_passthrough_check_open - honour the answer to an open, if that can be
- * @inode: inode that is being opened
- * @ff: the open, as the server answered it
- * @flags: O_* of the opener
- *
- * Context: Process context, may open a file of the lower file system.
- * Return: 0, -EIO for an answer that names a lower file in a way that can't be
- * honoured, or the error of opening the lower file.  The caller then fails the
- * open and releases @ff.
- */
-int fuse_passthrough_check_open(struct inode *inode, struct fuse_file *ff,
-				unsigned int flags)
-{
-	bool by_id = ff->open_flags & FOPEN_PASSTHROUGH;
-	int err;
-
-	if (!S_ISREG(inode->i_mode) || (!by_id && !ff->backing))
-		return 0;
-	if (FUSE_IS_DAX(inode))
-		return fuse_passthrough_refuse(inode, "DAX inode", -EIO);
-	if (ff->open_flags & FOPEN_STREAM)
-		return fuse_passthrough_refuse(inode, "FOPEN_STREAM", -EIO);
-	if (!by_id)
-		return 0;
-	if (!ff->fm->fc->passthrough)
-		return fuse_passthrough_refuse(inode, "not negotiated", -EIO);
-	if (!ff->backing)
-		return fuse_passthrough_refuse(inode, "backing_id", -EIO);
-	if (!ff->backing->id)
-		return fuse_passthrough_refuse(inode, "two lower files", -EIO);
-
-	err = fuse_backing_open_id(ff, flags);
-	if (err)
-		return fuse_passthrough_refuse(inode, "lower open", err);
-	return 0;
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -280,9 +281,26 @@ static void close_all(struct srv *srv)
 	close(srv->abort_fd);
 }
 
+int srv_unmount(const char *mnt)
+{
+	struct timespec now, end;
+	int err;
+
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += 10;
+	do {
+		err = srv_result(umount2(mnt, 0));
+		if (err != -EBUSY)
+			break;
+		sched_yield();
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (now.tv_sec < end.tv_sec);
+	return err;
+}
+
 int srv_stop(struct srv *srv)
 {
-	int err = srv_result(umount2(srv->mnt, 0));
+	int err = srv_unmount(srv->mnt);
 
 	if (err)
 		umount2(srv->mnt, MNT_DETACH);

@@ -195,6 +195,17 @@ int srv_namespace(void);
  */
 int srv_mount_lower(const char *type);
 
+/**
+ * srv_unmount - unmount what nobody uses any more
+ * @mnt: where it is mounted
+ *
+ * A worker of io_uring drops its reference to the file after it has posted the
+ * completion, so that the file system may be busy for a moment more.
+ *
+ * Return: 0, or what umount(2) said, -EBUSY if it did so for ten seconds.
+ */
+int srv_unmount(const char *mnt);
+
 /* A server with the defaults, or NULL; srv_stop() frees it. */
 struct srv *srv_new(void);
 

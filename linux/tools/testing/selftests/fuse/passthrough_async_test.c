@@ -260,7 +260,7 @@ FIXTURE_TEARDOWN(async)
 {
 	if (self->srv)
 		EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* @n operations, each on the bytes after those of the one before. */
@@ -531,8 +531,8 @@ TEST(loop_over_overlayfs)
 	close(fs);
 	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
 	ASSERT_EQ(0, srv_stop(srv));
-	ASSERT_EQ(0, umount2(SRV_LOWER, 0));
-	ASSERT_EQ(0, umount2(SRV_BASE "/ext4", 0));
+	ASSERT_EQ(0, srv_unmount(SRV_LOWER));
+	ASSERT_EQ(0, srv_unmount(SRV_BASE "/ext4"));
 }
 
 TEST_F(async, end_of_file)
@@ -691,7 +691,7 @@ FIXTURE_TEARDOWN(uring)
 	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
 	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 static struct io_uring_sqe *queue(struct ring *ring, int *queued, struct op *op,

@@ -89,7 +89,7 @@ FIXTURE_TEARDOWN(calls)
 	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
 	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* Open both anew: the result of the passthrough open, if both agree. */

@@ -234,7 +234,7 @@ FIXTURE_TEARDOWN(clients)
 	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
 	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 TEST_F(clients, open_read_write_close)

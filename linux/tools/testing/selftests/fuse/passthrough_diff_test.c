@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The same operations, chosen at random, on a bare file, on one of plain FUSE,
- * and on one that is open through the page cache, through passthrough in both
- * ways and with FOPEN_DIRECT_IO at once.  After each step they must agree.
+ * and on one that is open through the page cache and through passthrough in both
+ * ways at once.  After each step they must agree.  FOPEN_DIRECT_IO is left out:
+ * beside cached opens it is not coherent on plain FUSE either.
  *
  *	PASSTHROUGH_SEED=17 PASSTHROUGH_STEPS=1000 ./passthrough_diff_test
  *
@@ -24,11 +25,10 @@
 #define STEPS		250
 
 /* Descriptors of one file, and how the server answers their opens */
-enum { CACHED, REQUEST, ID_APPEND, DIRECT_IO, REQUEST_DIRECT, FDS };
+enum { CACHED, REQUEST, ID_APPEND, REQUEST_DIRECT, FDS };
 
 static const char *const fd_name[] = {
-	"cached", "request", "id, O_APPEND", "FOPEN_DIRECT_IO",
-	"request, O_DIRECT",
+	"cached", "request", "id, O_APPEND", "request, O_DIRECT",
 };
 
 enum { BARE_FILE, PLAIN_FILE, MIXED_FILE, TARGETS };
@@ -67,6 +67,7 @@ struct target {
 	char *buf;
 	ssize_t result;
 	bool touched;
+	bool was_empty;
 };
 
 FIXTURE(diff) {
@@ -101,22 +102,16 @@ static int open_one(struct srv *srv, const char *fs, int target, int i,
 		    const char *path, int more)
 {
 	static const enum srv_mode mode[] = {
-		SRV_PLAIN, SRV_PASSTHROUGH, SRV_BACKING_ID, SRV_PLAIN,
-		SRV_PASSTHROUGH,
+		SRV_PLAIN, SRV_PASSTHROUGH, SRV_BACKING_ID, SRV_PASSTHROUGH,
 	};
-	unsigned int open_flags = srv->open_flags;
-	int fd, flags = O_RDWR | more;
+	int flags = O_RDWR | more;
 
 	if (i == ID_APPEND)
 		flags |= O_APPEND;
 	if (i == REQUEST_DIRECT && strcmp(fs, "tmpfs"))
 		flags |= O_DIRECT;
 	srv->mode = target == MIXED_FILE ? mode[i] : SRV_PLAIN;
-	if (i == DIRECT_IO)
-		srv->open_flags |= FOPEN_DIRECT_IO;
-	fd = srv_result(open(path, flags));
-	srv->open_flags = open_flags;
-	return fd;
+	return srv_result(open(path, flags));
 }
 
 FIXTURE_SETUP(diff)
@@ -172,7 +167,7 @@ FIXTURE_TEARDOWN(diff)
 			close(self->target[i].fd[k]);
 	}
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 static void choose(struct step *step, unsigned int *random)
@@ -349,6 +344,7 @@ static void run_step(struct srv *srv, const char *fs, struct target *t, int i,
 	struct stat st;
 
 	memset(t->buf, 0x55, MAX_SIZE);
+	t->was_empty = !size_of(t->fd[CACHED]);
 	futimens(t->fd[CACHED], old);
 	if (step->what == REOPEN || step->what == OPEN_TRUNC) {
 		int fd = step->what == REOPEN ? step->fd : CACHED;
@@ -388,11 +384,13 @@ static bool same_touch(struct target *t, const struct step *step)
 	case ZERO:
 	case COPY:
 	case TRUNCATE:
-	case OPEN_TRUNC:
 		return mixed == bare || mixed == plain;
+	case OPEN_TRUNC:
+		/* truncate(2) in the server leaves an empty file alone */
+		return mixed == bare || mixed == plain ||
+		       t[MIXED_FILE].was_empty;
 	default:
-		return mixed == bare ||
-		       (step->fd == DIRECT_IO && mixed == plain);
+		return mixed == bare;
 	}
 }
 

@@ -164,8 +164,8 @@ FIXTURE_TEARDOWN(fault)
 	close(self->dir);
 	close(self->faults.fd);
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(DEBUGFS, 0));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(DEBUGFS));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* The reads of @fd do not reach the server. */

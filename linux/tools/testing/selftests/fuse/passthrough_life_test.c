@@ -112,7 +112,7 @@ static void tear_down(struct __test_metadata *_metadata, struct srv *srv)
 {
 	close(srv->lower);
 	EXPECT_EQ(0, srv_stop(srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 	/* Unless the test has done so */
 	if (umount2(SPARE, 0))
 		EXPECT_EQ(EINVAL, errno);
@@ -282,7 +282,7 @@ TEST_F(answer, keeps_nothing)
 		ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 		close(fd);
 	}
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 	ASSERT_TRUE(round_trip());
 	ASSERT_EQ(variant->release, self->srv->seen[FUSE_RELEASE]);
 }
@@ -326,7 +326,7 @@ TEST_F(life, open_enosys)
 		ASSERT_EQ(0, attached);
 		/* While it is open */
 		if (!i)
-			ASSERT_EQ(0, umount2(SPARE, 0));
+			ASSERT_EQ(0, srv_unmount(SPARE));
 		ASSERT_TRUE(reads(fd, data));
 		ASSERT_EQ(1, self->srv->seen[FUSE_READ]);
 		close(fd);
@@ -357,7 +357,7 @@ TEST_F(life, deleted_below)
 	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	close(fd);
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 static int make_it_a_directory(struct srv *srv, struct srv_req *req)
@@ -391,7 +391,7 @@ TEST_F(life, bad_inode)
 	close(fd);
 	close(pipes[0]);
 	close(pipes[1]);
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 /* Reads move no atime there, and nothing is asked for anew. */
@@ -411,7 +411,7 @@ TEST_F(life, read_only_mount)
 	ASSERT_EQ(0, fstat(fd, &st));
 	ASSERT_EQ(0, self->srv->seen[FUSE_GETATTR]);
 	close(fd);
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 /* Another file takes its name, and then it is cut, all behind our back. */
@@ -460,7 +460,7 @@ TEST_F(life, replaced_and_cut_below)
 	close(other);
 	close(fd);
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 /* RELEASE comes after the last piece of the last mapping. */
@@ -501,7 +501,7 @@ TEST_F(life, mapping_in_pieces)
 	ASSERT_EQ(EBUSY, errno);
 	ASSERT_EQ(0, munmap(map + 2 * BLOCK, BLOCK));
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
 }
 
@@ -527,7 +527,7 @@ TEST_F(life, fork)
 	ASSERT_EQ(0, memcmp(data, back, 10));
 	close(fd);
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 }
@@ -601,7 +601,7 @@ TEST_F(life, scm_rights)
 	ASSERT_EQ(10, pwrite(fd, data, 10, 0));
 	close(fd);
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
 	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	close(sock[0]);
@@ -667,7 +667,7 @@ TEST_F(killed, opener)
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	ASSERT_TRUE(WIFSIGNALED(status));
 	ASSERT_EQ(-ENOENT, attach_spare(&req));
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 /* The connection ends while an open waits that has its lower file. */
@@ -714,7 +714,7 @@ TEST_F(cut, waiting_open)
 		ASSERT_EQ(-ENOTCONN, attach_spare(&req));
 	}
 	ASSERT_EQ(-ECONNABORTED, srv_opener_wait(&opener));
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 /* What is on the disk, and not in the page cache alone */
@@ -1147,7 +1147,7 @@ TEST_F_TIMEOUT(race, ioctl_and_answer, 400)
 	ASSERT_LT(i / 50, won);
 	ASSERT_GT(i - i / 50, won);
 	close(race.spare);
-	ASSERT_EQ(0, umount2(SPARE, 0));
+	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
 /* A mount stands on another, each passes through. */
@@ -1323,7 +1323,7 @@ TEST(aio_from_its_own_mapping)
 	aio_context_t ctx = 0;
 	struct io_event event;
 	int cached, through;
-	char *map;
+	char *map, *dirty;
 
 	srv->flags = FUSE_WRITEBACK_CACHE;
 	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
@@ -1334,7 +1334,10 @@ TEST(aio_from_its_own_mapping)
 	ASSERT_LE(0, through);
 	/* The server may be asked to write by this open, and without alignment */
 	ASSERT_EQ(0, fcntl(through, F_SETFL, O_DIRECT));
-	ASSERT_EQ(BLOCK, pwrite(cached, data + 9 * BLOCK, BLOCK, 3 * BLOCK));
+	dirty = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, cached,
+		     3 * BLOCK);
+	ASSERT_NE(MAP_FAILED, dirty);
+	memcpy(dirty, data + 9 * BLOCK, BLOCK);
 	map = mmap(NULL, 2 * BLOCK, PROT_READ, MAP_SHARED, through, 0);
 	ASSERT_NE(MAP_FAILED, map);
 	ASSERT_EQ(0, srv->seen[FUSE_WRITE]);
@@ -1352,6 +1355,7 @@ TEST(aio_from_its_own_mapping)
 	ASSERT_LT(0, srv->seen[FUSE_FSYNC]);
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + BLOCK, BLOCK));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 3 * BLOCK, data + 9 * BLOCK, BLOCK));
+	munmap(dirty, BLOCK);
 	munmap(map, 2 * BLOCK);
 	close(cached);
 	close(through);

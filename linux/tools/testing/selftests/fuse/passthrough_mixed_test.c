@@ -100,7 +100,7 @@ FIXTURE_TEARDOWN(mixed)
 	close(self->cached);
 	close(self->through);
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* A system call in a thread, and whether it has to wait */
@@ -166,12 +166,19 @@ static bool in_page_cache(int fd)
 	return there & 1;
 }
 
-/* A page that is clean, and gone, and that the server has not written yet */
-static void write_and_drop(struct __test_metadata *_metadata, int cached)
+/*
+ * A page that a store dirtied, that is clean and gone, and that the server has
+ * not written yet.
+ */
+static void store_and_drop(struct __test_metadata *_metadata, int cached)
 {
+	char *map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
+			 cached, 0);
+
+	ASSERT_NE(MAP_FAILED, map);
+	memcpy(map, data + BLOCK, BLOCK);
 	hold = true;
-	ASSERT_EQ(BLOCK, pwrite(cached, data + BLOCK, BLOCK, 0));
-	ASSERT_EQ(0, sync_file_range(cached, 0, BLOCK, SYNC_FILE_RANGE_WRITE));
+	ASSERT_EQ(0, munmap(map, BLOCK));
 	ASSERT_EQ(0, sem_wait(&arrived));
 	while (in_page_cache(cached))
 		ASSERT_EQ(0, posix_fadvise(cached, 0, 0, POSIX_FADV_DONTNEED));
@@ -182,9 +189,7 @@ TEST_F(mixed, read_behind_writeback)
 {
 	struct call call = { .fd = self->through, .buf = back };
 
-	if (!(variant->flags & FUSE_WRITEBACK_CACHE))
-		return;
-	write_and_drop(_metadata, self->cached);
+	store_and_drop(_metadata, self->cached);
 	ASSERT_EQ(0, pthread_create(&call.id, NULL, run_call, &call));
 	EXPECT_TRUE(comes_to_wait(&call));
 	sem_post(&go);
@@ -197,9 +202,7 @@ TEST_F(mixed, write_behind_writeback)
 {
 	struct call call = { .fd = self->through, .write = true, .buf = data };
 
-	if (!(variant->flags & FUSE_WRITEBACK_CACHE))
-		return;
-	write_and_drop(_metadata, self->cached);
+	store_and_drop(_metadata, self->cached);
 	ASSERT_EQ(0, pthread_create(&call.id, NULL, run_call, &call));
 	EXPECT_TRUE(comes_to_wait(&call));
 	sem_post(&go);
@@ -246,19 +249,19 @@ TEST_F(mixed, times_beside_pages)
 	ASSERT_EQ(0, memcmp(data + BLOCK, back + 50, 100));
 }
 
-/* Who waits for a thaw does not hold up cached writers. */
+/* A writer that waits for a thaw holds no lock that cached readers need. */
 TEST_F(mixed, frozen_writer)
 {
 	struct call through = { .fd = self->through, .write = true,
 				.buf = data };
-	struct call cached = { .fd = self->cached, .write = true, .buf = data };
+	struct call cached = { .fd = self->cached, .buf = back };
 	struct timespec deadline;
 	bool joined;
 	int dir;
 
-	if (!(variant->flags & FUSE_WRITEBACK_CACHE))
+	/* tmpfs can't be frozen */
+	if (!strcmp(variant->fs, "tmpfs"))
 		return;
-	ASSERT_EQ(BLOCK, pread(self->cached, back, BLOCK, 0));
 	dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
 	ASSERT_LE(0, dir);
 	ASSERT_EQ(0, ioctl(dir, FIFREEZE, 0));
@@ -277,8 +280,8 @@ TEST_F(mixed, frozen_writer)
 		pthread_join(cached.id, NULL);
 	close(dir);
 	ASSERT_EQ(100, through.result);
-	ASSERT_EQ(100, cached.result);
-	ASSERT_EQ(0, fsync(self->cached));
+	ASSERT_EQ(BLOCK, cached.result);
+	ASSERT_EQ(100, pwrite(self->cached, data, 100, 50));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 50, data, 100));
 }
 
@@ -344,10 +347,10 @@ TEST_F(mixed, mapping_beside_cached)
 	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
 	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
 	ASSERT_EQ('z', back[100]);
-	/* From now on the page cache is good for reading again. */
+	/* Nothing tells when the last store was: the page cache is not used again. */
 	seen = self->srv->seen[FUSE_READ];
 	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
-	ASSERT_EQ(seen, self->srv->seen[FUSE_READ]);
+	ASSERT_LT(seen, self->srv->seen[FUSE_READ]);
 }
 
 /* The answer is refused, the file is truncated all the same. */
@@ -585,8 +588,11 @@ TEST_F(mixed, new_buffer_beside_fsync)
 	ASSERT_EQ(0, munmap(buf, BLOCK));
 }
 
-/* Two write the same, and one of them waits for its buffer: who is the last? */
-TEST_F(mixed, one_write)
+/*
+ * A write that waits for a page of its buffer is resumed: each block is of one
+ * writer, and all of it is written.
+ */
+TEST_F(mixed, resumed_write)
 {
 	struct call call = { .fd = self->through };
 	struct srv *other;
@@ -616,7 +622,8 @@ TEST_F(mixed, one_write)
 	sem_post(&go);
 	ASSERT_EQ(0, pthread_join(call.id, NULL));
 	ASSERT_EQ(2 * BLOCK, call.result);
-	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 9, BLOCK));
+	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 9, BLOCK) ||
+		    lower_is(4 * BLOCK, 0, data + 5, BLOCK));
 	ASSERT_TRUE(lower_is(4 * BLOCK, BLOCK, call.buf + BLOCK, BLOCK));
 	ASSERT_EQ(0, munmap(call.buf, 2 * BLOCK));
 	close(fd);

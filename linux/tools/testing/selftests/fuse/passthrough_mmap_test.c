@@ -58,7 +58,7 @@ FIXTURE_TEARDOWN(map)
 		EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 		EXPECT_EQ(0, srv_stop(self->srv));
 	}
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 static char *map_shared(int fd, int prot)
@@ -270,7 +270,7 @@ FIXTURE_SETUP(special)
 FIXTURE_TEARDOWN(special)
 {
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* KiB of huge pages in the mapping at @map */

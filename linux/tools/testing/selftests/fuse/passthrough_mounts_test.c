@@ -57,7 +57,7 @@ FIXTURE_TEARDOWN(mounts)
 	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
 	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	srv_stop(self->srv);
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 TEST_F(mounts, read_only_below)
@@ -205,7 +205,7 @@ TEST_F(mounts, idmapped_below)
 	ASSERT_TRUE(lower_is(5 * BLOCK, 4 * BLOCK, data + 1, BLOCK));
 	close(fd);
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, umount2(SRV_MNT, 0));
+	ASSERT_EQ(0, srv_unmount(SRV_MNT));
 	ASSERT_EQ(0, umount2(IDMAPPED, MNT_DETACH));
 }
 
@@ -239,7 +239,7 @@ TEST_F(mounts, overlay_above)
 	ASSERT_EQ('x', back[0]);
 	ASSERT_EQ(0, memcmp(data + 1, back + 1, 4 * BLOCK - 1));
 	close(fd);
-	ASSERT_EQ(0, umount2(TOP, 0));
+	ASSERT_EQ(0, srv_unmount(TOP));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data, 4 * BLOCK));
 }
 

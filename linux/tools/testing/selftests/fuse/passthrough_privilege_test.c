@@ -220,7 +220,7 @@ FIXTURE_TEARDOWN(privilege)
 {
 	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* What the bare file is left with */
@@ -326,7 +326,7 @@ FIXTURE_TEARDOWN(quota)
 	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
 	EXPECT_EQ(0, srv_stop(self->srv));
 	EXPECT_TRUE(limit_user(0));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* Writes until there is an error: the errno, and where it was. */

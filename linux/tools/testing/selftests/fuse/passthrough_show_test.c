@@ -16,7 +16,6 @@
 
 #define FILE_MNT	SRV_MNT "/file"
 #define PRIVILEGED	"/sys/module/fuse/parameters/passthrough_privileged"
-#define CONTROL		SRV_BASE "/control"
 #define CGROUPS		SRV_BASE "/cgroups"
 #define SECRET		SRV_LOWER "/secret"
 
@@ -81,15 +80,17 @@ static bool read_fdinfo(int fd)
 	return read_text(path);
 }
 
-static bool read_control(void)
+/* Does /proc/self/maps show the lower file?  It pads a line up to the path. */
+static bool maps_lower(void)
 {
-	char path[64];
+	char line[64];
 	struct stat st;
 
-	if (stat(SRV_MNT, &st))
+	if (stat(LOWER, &st) || !read_text("/proc/self/maps"))
 		return false;
-	sprintf(path, CONTROL "/%u/passthrough", minor(st.st_dev));
-	return read_text(path);
+	sprintf(line, " %02x:%02x %llu ", major(st.st_dev), minor(st.st_dev),
+		(unsigned long long)st.st_ino);
+	return strstr(text, line);
 }
 
 FIXTURE(show) {
@@ -110,8 +111,6 @@ FIXTURE_SETUP(show)
 	ASSERT_EQ(0, srv_namespace());
 	ASSERT_EQ(0, srv_mount_lower("ext4"));
 	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	ASSERT_EQ(0, mkdir(CONTROL, 0700));
-	ASSERT_EQ(0, mount("fusectl", CONTROL, "fusectl", 0, NULL));
 	self->srv = serve_lower(_metadata, variant->way, 0);
 	self->id = variant->way == BY_ID ? 1 : 0;
 }
@@ -120,7 +119,7 @@ FIXTURE_TEARDOWN(show)
 {
 	write_text(PRIVILEGED, "N");
 	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 TEST_F(show, open_file)
@@ -180,69 +179,51 @@ TEST_F(show, registered)
 	close(writer);
 }
 
-/* All that keeps the lower file system busy, open or mapped or registered */
-TEST_F(show, connection)
+/* All that keeps the lower file system busy, open or registered or mapped */
+TEST_F(show, pinned)
 {
-	/* The id, and the file opened by it */
-	int pins = self->id ? 2 : 1;
 	int fd, id, lower = open(LOWER, O_PATH);
 	char *map;
 
-	ASSERT_TRUE(read_control());
-	ASSERT_EQ(0, text[0]);
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
-	ASSERT_TRUE(read_control());
-	ASSERT_EQ(pins, count_lines(name_lower("", "rw", self->id)));
+	ASSERT_TRUE(read_fdinfo(fd));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "rw", self->id)));
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(self->id, count_lines(name_lower("passthrough:\t", "rw",
+						   self->id)));
 	id = srv_backing_open(self->srv->dev, lower);
 	ASSERT_LT(0, id);
-	ASSERT_TRUE(read_control());
-	ASSERT_EQ(1, count_lines(name_lower("", "path", id)));
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "path", id)));
 	ASSERT_EQ(0, srv_backing_close(self->srv->dev, id));
 	close(lower);
+	ASSERT_FALSE(maps_lower());
 	map = mmap(NULL, BLOCK, PROT_READ, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
 	close(fd);
-	ASSERT_TRUE(read_control());
-	ASSERT_EQ(pins, count_lines(name_lower("", "rw", self->id)));
+	ASSERT_TRUE(maps_lower());
 	ASSERT_EQ(0, munmap(map, BLOCK));
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_TRUE(read_control());
-	ASSERT_EQ(0, count_lines(name_lower("", "rw", self->id)));
+	ASSERT_FALSE(maps_lower());
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 }
 
-/* Abort does not revoke: what is open stays listed. */
+/* Abort does not revoke: an open file is still shown, an id is gone. */
 TEST_F(show, aborted)
 {
-	char path[64];
-	struct stat st;
-	int fd;
+	int fd = open(FILE_MNT, O_RDWR);
 
-	ASSERT_EQ(0, stat(SRV_MNT, &st));
-	sprintf(path, CONTROL "/%u/passthrough", minor(st.st_dev));
-	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, srv_abort(self->srv));
-	ASSERT_TRUE(read_text(path));
-	ASSERT_EQ(1, count_lines(name_lower("", "rw", self->id)));
+	ASSERT_TRUE(read_fdinfo(fd));
+	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "rw", self->id)));
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 	close(fd);
-	ASSERT_TRUE(read_text(path));
-	ASSERT_EQ(0, text[0]);
-}
-
-static int read_as_user(const char *path)
-{
-	return open(path, O_RDONLY) < 0 ? errno : 0;
-}
-
-TEST_F(show, to_its_owner_only)
-{
-	char path[64];
-	struct stat st;
-
-	ASSERT_EQ(0, stat(SRV_MNT, &st));
-	sprintf(path, CONTROL "/%u/passthrough", minor(st.st_dev));
-	ASSERT_EQ(EACCES, as_user(read_as_user, path));
 }
 
 static int dev;
@@ -464,8 +445,8 @@ TEST_F(show, thousands_of_ids)
 		ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, id[i]));
 	}
 	ASSERT_EQ(-EIO, try_open(O_RDWR));
-	ASSERT_TRUE(read_control());
-	ASSERT_EQ(0, text[0]);
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 }
 
 /* Each open by an id asks what an open of the lower file asks. */
@@ -561,8 +542,8 @@ TEST_F(show, setuid_program)
 		close(fd);
 	}
 	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 2 * id));
-	ASSERT_TRUE(read_control());
-	ASSERT_STREQ("", text);
+	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 }
 
 static long slab_of_cgroup(void)

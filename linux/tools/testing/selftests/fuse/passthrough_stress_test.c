@@ -336,8 +336,8 @@ FIXTURE_TEARDOWN(stress)
 {
 	close(self->lower);
 	close(shared->spare);
-	EXPECT_EQ(0, umount2(SPARE, 0));
-	EXPECT_EQ(0, umount2(SRV_LOWER, 0));
+	EXPECT_EQ(0, srv_unmount(SPARE));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* One connection: how many rounds it took part in */
