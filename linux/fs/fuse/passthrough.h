@@ -20,11 +20,10 @@
 #include <linux/pagemap.h>
 #include <linux/uio.h>
 
-/**
- * fuse_passthrough_io_t - one attempt at a read or write of the lower file
- *
- * Gets the request on the FUSE file and moves its ki_pos by what was done.
- * Takes what the attempt needs, credentials and freeze protection, and drops it.
+/*
+ * One attempt at a read or write of the lower file.  It gets the request on the
+ * FUSE file, and moves its ki_pos by what was done.  It takes the credentials and
+ * the freeze protection that it needs, and drops them.
  */
 typedef ssize_t fuse_passthrough_io_t(struct kiocb *iocb,
 				      struct iov_iter *iter);
