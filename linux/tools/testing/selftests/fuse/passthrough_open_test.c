@@ -311,7 +311,7 @@ static int count_ids(int dev)
 }
 
 /* fdinfo of many ids does not hold up those that register more. */
-TEST_F(open, many_ids_are_shown)
+TEST_F_TIMEOUT(open, many_ids_are_shown, 240)
 {
 	struct registrar r = { .path = open(LOWER, O_PATH) };
 	pthread_t thread;
@@ -319,7 +319,7 @@ TEST_F(open, many_ids_are_shown)
 
 	self->srv = server(_metadata, SRV_LOWER, BY_ID, 0, SRV_MNT);
 	r.dev = self->srv->dev;
-	for (i = 0; again(i, 100000, 10); i++)
+	for (i = 0; again(i, 100000, 4); i++)
 		ASSERT_LT(0, srv_backing_open(r.dev, r.path));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, register_and_close, &r));
 	n = count_ids(r.dev);
