@@ -167,6 +167,9 @@ static void write_new(struct __test_metadata *_metadata, struct srv *srv,
 /* git adds objects of mode 0444, and a descriptor lends the rights that it has. */
 TEST_F(open, new_file_that_nobody_may_write)
 {
+	/* The disk keeps the files of an earlier run */
+	unlink(SRV_LOWER "/object");
+	unlink(SRV_LOWER "/none");
 	ASSERT_EQ(0, chown(SRV_LOWER, USER, USER));
 	self->srv = server(_metadata, SRV_LOWER, BY_ID, USER, SRV_MNT);
 	write_new(_metadata, self->srv, SRV_MNT "/object",
