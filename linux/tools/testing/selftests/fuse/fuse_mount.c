@@ -38,6 +38,14 @@ int srv_namespace(void)
 	return 0;
 }
 
+/* How mkfs of @type makes a file system whatever the disk holds */
+static const char *mkfs_options(const char *type)
+{
+	if (!strcmp(type, "xfs") || !strcmp(type, "btrfs"))
+		return "-q -f";
+	return type[0] == 'e' && type[1] == 'x' && type[2] == 't' ? "-q -F" : "";
+}
+
 static int mount_disk(const char *disk, const char *dir, const char *type,
 		      const char *options)
 {
@@ -45,8 +53,8 @@ static int mount_disk(const char *disk, const char *dir, const char *type,
 
 	if (!mount(disk, dir, type, 0, options))
 		return 0;
-	snprintf(command, sizeof(command), "mkfs.%s -q %s %s >&2", type,
-		 strcmp(type, "ext4") ? "-f" : "-F", disk);
+	snprintf(command, sizeof(command), "mkfs.%s %s %s >&2", type,
+		 mkfs_options(type), disk);
 	if (system(command))
 		return -EIO;
 	return srv_result(mount(disk, dir, type, 0, options));
@@ -72,6 +80,21 @@ static int mount_overlay(const char *base)
 	return srv_result(mount("overlay", SRV_LOWER, "overlay", 0, options));
 }
 
+/* Those that a disk of a number is kept for */
+static int mount_other(const char *type)
+{
+	static const char *const other[] = { "btrfs", "vfat", "exfat", "ext2" };
+	char disk[32];
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		snprintf(disk, sizeof(disk), "/dev/ram%d", 4 + i);
+		if (!strcmp(type, other[i]))
+			return mount_disk(disk, SRV_LOWER, type, NULL);
+	}
+	return -ENODEV;
+}
+
 int srv_mount_lower(const char *type)
 {
 	if (!strcmp(type, "tmpfs"))
@@ -88,7 +111,10 @@ int srv_mount_lower(const char *type)
 		return mount_disk("/dev/vdb", SRV_LOWER, "xfs", NULL);
 	if (!strcmp(type, "overlay"))
 		return mount_overlay(SRV_BASE "/ext4");
-	return -ENODEV;
+	if (!strcmp(type, "nfs"))
+		return srv_result(mount("127.0.0.1:/export", SRV_LOWER, "nfs4",
+					0, "addr=127.0.0.1,clientaddr=127.0.0.1"));
+	return mount_other(type);
 }
 
 struct srv *srv_new(void)

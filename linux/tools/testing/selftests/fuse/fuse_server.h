@@ -188,7 +188,9 @@ int srv_namespace(void);
  * @type: "tmpfs" (64 MiB), "ext4" (on /dev/ram0), "xfs" (on /dev/ram1) or
  *	"overlay" (on that ext4; its stack depth is 1), "xfs-quota" (on
  *	/dev/ram2, with quotas of users); or "ext4-disk" (on /dev/vda),
- *	"xfs-disk" (on /dev/vdb), whose I/O takes time, and ends in an interrupt
+ *	"xfs-disk" (on /dev/vdb), whose I/O takes time, and ends in an interrupt;
+ *	"btrfs", "vfat", "exfat", "ext2" (on /dev/ram4 and on), or "nfs" (what
+ *	this machine exports as /export)
  *
  * mkfs runs only where the disk does not hold such a file system: files of
  * earlier tests may be there.
