@@ -195,13 +195,13 @@ TEST_F(refused, configfs)
 	EXPECT_EQ(0, umount(CONFIGFS));
 }
 
-/* One interface with one endpoint, at full speed alone */
+/* One interface with one endpoint, at full speed alone; 32 bytes, no holes */
 static const struct {
 	struct usb_functionfs_descs_head_v2 head;
 	__le32 count;
 	struct usb_interface_descriptor interface;
 	struct usb_endpoint_descriptor_no_audio endpoint;
-} __attribute__((packed)) descriptors = {
+} descriptors = {
 	.head = {
 		.magic = FUNCTIONFS_DESCRIPTORS_MAGIC_V2,
 		.length = sizeof(descriptors),
@@ -351,7 +351,7 @@ FIXTURE_VARIANT_ADD(broken_disk, by_request) { BY_REQUEST };
 FIXTURE_VARIANT_ADD(broken_disk, by_id) { BY_ID };
 
 /* Without udev it makes the device node itself */
-static bool dmsetup(const char *arguments)
+static bool map_disk(const char *arguments)
 {
 	char command[256];
 
@@ -364,13 +364,13 @@ static bool dmsetup(const char *arguments)
 
 static bool make_disk(void)
 {
-	return dmsetup("create passthrough " DISK "60 0'");
+	return map_disk("create passthrough " DISK "60 0'");
 }
 
 static bool change_disk(const char *load)
 {
-	return dmsetup("suspend --nolockfs passthrough") && dmsetup(load) &&
-	       dmsetup("resume passthrough");
+	return map_disk("suspend --nolockfs passthrough") && map_disk(load) &&
+	       map_disk("resume passthrough");
 }
 
 static bool break_disk(void)
@@ -402,7 +402,7 @@ FIXTURE_TEARDOWN(broken_disk)
 	if (self->srv)
 		EXPECT_EQ(0, srv_stop(self->srv));
 	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
-	EXPECT_TRUE(dmsetup("remove passthrough"));
+	EXPECT_TRUE(map_disk("remove passthrough"));
 }
 
 /* Writes through both, and loses what they wrote; says what fsync says then */
@@ -484,7 +484,7 @@ TEST(broken_disk_and_a_shared_descriptor)
 	EXPECT_EQ(0, srv_stop(srv));
 	close(shared);
 	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
-	EXPECT_TRUE(dmsetup("remove passthrough"));
+	EXPECT_TRUE(map_disk("remove passthrough"));
 }
 
 /* A synced write is told at once. */
