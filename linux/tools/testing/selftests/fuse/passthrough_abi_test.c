@@ -25,7 +25,6 @@
 #define MAP_32BIT	0
 #endif
 
-#define FILE_MNT	SRV_MNT "/file"
 #define OTHER		SRV_LOWER "/other"
 #define DIR2		SRV_BASE "/second"
 

@@ -19,7 +19,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define NEW_MNT		SRV_MNT "/new"
 #define DEBUGFS		SRV_BASE "/debug"
 #define FAIL_NTH	"/proc/thread-self/fail-nth"
@@ -94,7 +93,7 @@ static bool next_fault(struct faults *faults)
 }
 
 FIXTURE(fault) {
-	struct srv *srv;
+	struct env env;
 	int lower;
 	int dir;
 	struct faults faults;
@@ -142,20 +141,17 @@ FIXTURE_SETUP(fault)
 	if (self->faults.fd < 0 && errno == ENOENT)
 		return;
 	ASSERT_LE(0, self->faults.fd);
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
+	env_setup(_metadata, &self->env, variant->fs, BY_REQUEST, 4 * BLOCK);
 	ASSERT_TRUE(set_knobs());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, 4 * BLOCK));
 	self->dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
 	ASSERT_LE(0, self->dir);
-	self->srv = serve_lower(_metadata, BY_REQUEST, 0);
+	env_start(_metadata, &self->env);
 }
 
 /* A freeze waits for every write that has not ended. */
 FIXTURE_TEARDOWN(fault)
 {
-	if (!self->srv)
+	if (!self->env.srv)
 		return;
 	if (strcmp(variant->fs, "tmpfs")) {
 		EXPECT_EQ(0, ioctl(self->dir, FIFREEZE));
@@ -163,9 +159,8 @@ FIXTURE_TEARDOWN(fault)
 	}
 	close(self->dir);
 	close(self->faults.fd);
-	EXPECT_EQ(0, srv_stop(self->srv));
 	EXPECT_EQ(0, srv_unmount(DEBUGFS));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 /* The reads of @fd do not reach the server. */
@@ -182,7 +177,7 @@ TEST_F_TIMEOUT(fault, open, 60)
 	bool hit = true;
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	while (hit && next_fault(faults)) {
 		arm(faults->fd, faults->nth);
@@ -193,7 +188,7 @@ TEST_F_TIMEOUT(fault, open, 60)
 			faults->failed++;
 			continue;
 		}
-		ASSERT_TRUE(passes_through(self->srv, fd));
+		ASSERT_TRUE(passes_through(self->env.srv, fd));
 		close(fd);
 	}
 	ASSERT_FALSE(hit);
@@ -207,7 +202,7 @@ TEST_F_TIMEOUT(fault, create, 60)
 	bool hit = true;
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	while (hit && next_fault(faults)) {
 		unlink(NEW_MNT);
@@ -219,7 +214,7 @@ TEST_F_TIMEOUT(fault, create, 60)
 			faults->failed++;
 			continue;
 		}
-		ASSERT_TRUE(passes_through(self->srv, fd));
+		ASSERT_TRUE(passes_through(self->env.srv, fd));
 		close(fd);
 	}
 	ASSERT_FALSE(hit);
@@ -234,7 +229,7 @@ TEST_F_TIMEOUT(fault, read, 60)
 	bool hit = true;
 	ssize_t n;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	ASSERT_LE(0, fd);
 	while (hit && next_fault(faults)) {
@@ -254,7 +249,7 @@ TEST_F_TIMEOUT(fault, read, 60)
 	ASSERT_FALSE(hit);
 	ASSERT_EQ(4 * BLOCK, n);
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 }
 
 /* Each write extends the file. */
@@ -266,7 +261,7 @@ TEST_F_TIMEOUT(fault, write, 60)
 	bool hit = true;
 	ssize_t n;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	ASSERT_LE(0, fd);
 	while (hit && next_fault(faults)) {
@@ -287,7 +282,7 @@ TEST_F_TIMEOUT(fault, write, 60)
 	ASSERT_EQ(2 * BLOCK, n);
 	ASSERT_LT(1, faults->nth);
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static int aio_write_one(aio_context_t ctx, int fd)
@@ -311,7 +306,7 @@ TEST_F_TIMEOUT(fault, aio, 60)
 	bool hit = true;
 	int fd, n;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	if (!strcmp(variant->fs, "tmpfs"))
 		return;
@@ -345,7 +340,7 @@ TEST_F_TIMEOUT(fault, aio, 60)
 	ASSERT_FALSE(hit);
 	ASSERT_LT(0, faults->failed);
 	ASSERT_EQ(0, syscall(__NR_io_destroy, ctx));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 TEST_F_TIMEOUT(fault, mmap, 60)
@@ -355,7 +350,7 @@ TEST_F_TIMEOUT(fault, mmap, 60)
 	bool hit = true;
 	char *map;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	ASSERT_LE(0, fd);
 	while (hit && next_fault(faults)) {
@@ -382,8 +377,8 @@ TEST_F_TIMEOUT(fault, mmap, 60)
 	ASSERT_FALSE(hit);
 	ASSERT_LT(0, faults->failed);
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 }
 
 /* close(2) closes, whatever it says. */
@@ -393,7 +388,7 @@ TEST_F_TIMEOUT(fault, close, 60)
 	bool hit = true;
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	while (hit && next_fault(faults)) {
 		fd = open(FILE_MNT, O_RDWR);
@@ -403,7 +398,7 @@ TEST_F_TIMEOUT(fault, close, 60)
 		hit = fired(faults->fd);
 		ASSERT_EQ(-1, close(fd));
 		ASSERT_EQ(EBADF, errno);
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, faults->nth));
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, faults->nth));
 	}
 	ASSERT_FALSE(hit);
 }
@@ -413,14 +408,14 @@ TEST_F_TIMEOUT(fault, ioctl, 60)
 {
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = attach_with_faults;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = attach_with_faults;
 	retry_ioctl = true;
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
-	ASSERT_TRUE(passes_through(self->srv, fd));
+	ASSERT_TRUE(passes_through(self->env.srv, fd));
 	ASSERT_LT(0, no_memory);
 	ASSERT_LT(0, no_copy);
 	ASSERT_EQ(0, other_error);
@@ -432,16 +427,16 @@ TEST_F_TIMEOUT(fault, ioctl_and_serve, 60)
 {
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = attach_with_faults;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = attach_with_faults;
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(1, no_memory);
 	ASSERT_EQ(BLOCK, pread(fd, back, BLOCK, 0));
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
-	ASSERT_EQ(1, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(1, self->env.srv->seen[FUSE_READ]);
 	close(fd);
 }
 

@@ -63,8 +63,7 @@ static bool same_stat(int fd)
 }
 
 FIXTURE(io) {
-	struct srv *srv;
-	const char *path;
+	struct env env;
 	const char *other;
 };
 
@@ -84,23 +83,15 @@ FIXTURE_VARIANT_ADD(io, ext4_bare) { "ext4", BARE };
 
 FIXTURE_SETUP(io)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
+	env_setup(_metadata, &self->env, variant->fs, variant->way, 0);
 	ASSERT_TRUE(make_lower(LOWER2, 0666, 0));
-	self->path = variant->way == BARE ? LOWER : SRV_MNT "/file";
 	self->other = variant->way == BARE ? LOWER2 : SRV_MNT "/other";
-	if (variant->way != BARE)
-		self->srv = serve_lower(_metadata, variant->way, 0);
+	env_start(_metadata, &self->env);
 }
 
-/* No lower file and no open file is left behind. */
 FIXTURE_TEARDOWN(io)
 {
-	if (self->srv)
-		EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 TEST_F(io, read)
@@ -110,7 +101,7 @@ TEST_F(io, read)
 	int fd;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, size));
-	fd = open(self->path, O_RDONLY);
+	fd = open(self->env.path, O_RDONLY);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(size, (size_t)pread(fd, back, sizeof(back), 0));
 	ASSERT_EQ(0, memcmp(data, back, size));
@@ -129,13 +120,13 @@ TEST_F(io, read)
 	ASSERT_EQ(-1, write(fd, data, 1));
 	ASSERT_EQ(EBADF, errno);
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 TEST_F(io, write)
 {
 	struct iovec iov[2] = { { data, 100 }, { data + 100, BLOCK } };
-	int fd = open(self->path, O_WRONLY);
+	int fd = open(self->env.path, O_WRONLY);
 
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(BLOCK, write(fd, data, BLOCK));
@@ -151,35 +142,35 @@ TEST_F(io, write)
 	ASSERT_EQ(-1, read(fd, back, 1));
 	ASSERT_EQ(EBADF, errno);
 	close(fd);
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(1 << 15, pread(fd, back, 1 << 15, 1 << 14));
 	ASSERT_TRUE(all_zero(back, 1 << 15));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 TEST_F(io, create)
 {
 	int fd;
 
-	ASSERT_EQ(0, unlink(self->path));
-	fd = open(self->path, O_CREAT | O_EXCL | O_RDWR, 0640);
+	ASSERT_EQ(0, unlink(self->env.path));
+	fd = open(self->env.path, O_CREAT | O_EXCL | O_RDWR, 0640);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(1000, write(fd, data, 1000));
 	ASSERT_EQ(1000, pread(fd, back, BLOCK, 0));
 	ASSERT_TRUE(lower_is(1000, 0, data, 1000));
 	ASSERT_TRUE(same_stat(fd));
 	/* Unlinked, it goes on. */
-	ASSERT_EQ(0, unlink(self->path));
+	ASSERT_EQ(0, unlink(self->env.path));
 	ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, BLOCK));
 	ASSERT_EQ(2 * BLOCK, size_of(fd));
 	ASSERT_EQ(BLOCK, pread(fd, back, BLOCK, BLOCK));
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
-	if (self->srv)
-		ASSERT_EQ(1, self->srv->seen[FUSE_CREATE]);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
+	if (self->env.srv)
+		ASSERT_EQ(1, self->env.srv->seen[FUSE_CREATE]);
 }
 
 TEST_F(io, tmpfile)
@@ -198,16 +189,16 @@ TEST_F(io, tmpfile)
 	ASSERT_EQ(1000, pread(fd, back, BLOCK, 0));
 	ASSERT_EQ(0, memcmp(data, back, 1000));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
-	if (self->srv)
-		ASSERT_EQ(1, self->srv->seen[FUSE_TMPFILE]);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
+	if (self->env.srv)
+		ASSERT_EQ(1, self->env.srv->seen[FUSE_TMPFILE]);
 }
 
 TEST_F(io, append)
 {
 	struct iovec iov = { data, 50 };
-	int a = open(self->path, O_WRONLY | O_APPEND);
-	int b = open(self->path, O_RDWR);
+	int a = open(self->env.path, O_WRONLY | O_APPEND);
+	int b = open(self->env.path, O_RDWR);
 
 	ASSERT_LE(0, a);
 	ASSERT_LE(0, b);
@@ -248,12 +239,12 @@ TEST_F(io, append)
 		    lower_is(1060, 0, data + 9, 10));
 	close(a);
 	close(b);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 TEST_F(io, truncate)
 {
-	int fd = open(self->path, O_RDWR);
+	int fd = open(self->env.path, O_RDWR);
 
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(2 * BLOCK, write(fd, data, 2 * BLOCK));
@@ -261,7 +252,7 @@ TEST_F(io, truncate)
 	ASSERT_EQ(100, size_of(fd));
 	ASSERT_EQ(100, pread(fd, back, BLOCK, 0));
 	ASSERT_EQ(0, memcmp(data, back, 100));
-	ASSERT_EQ(0, truncate(self->path, 5000));
+	ASSERT_EQ(0, truncate(self->env.path, 5000));
 	ASSERT_EQ(5000, size_of(fd));
 	ASSERT_EQ(4900, pread(fd, back, 2 * BLOCK, 100));
 	ASSERT_TRUE(all_zero(back, 4900));
@@ -270,14 +261,14 @@ TEST_F(io, truncate)
 	ASSERT_EQ(10, pwrite(fd, data, 10, 0));
 	ASSERT_TRUE(lower_is(10, 0, data, 10));
 	close(fd);
-	fd = open(self->path, O_RDWR | O_TRUNC);
+	fd = open(self->env.path, O_RDWR | O_TRUNC);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, size_of(fd));
 	ASSERT_TRUE(lower_is(0, 0, data, 0));
 	ASSERT_EQ(20, pwrite(fd, data, 20, 0));
 	ASSERT_TRUE(lower_is(20, 0, data, 20));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* O_TRUNC as a flag of OPEN, not as a SETATTR after it. */
@@ -285,16 +276,16 @@ TEST_F(io, atomic_o_trunc)
 {
 	int a, b;
 
-	if (self->srv) {
-		ASSERT_EQ(0, srv_stop(self->srv));
-		self->srv = serve_lower(_metadata, variant->way,
+	if (self->env.srv) {
+		ASSERT_EQ(0, srv_stop(self->env.srv));
+		self->env.srv = serve_lower(_metadata, variant->way,
 					FUSE_ATOMIC_O_TRUNC);
 	}
 	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
-	a = open(self->path, O_RDWR);
+	a = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, a);
 	ASSERT_EQ(2 * BLOCK, pread(a, back, sizeof(back), 0));
-	b = open(self->path, O_WRONLY | O_TRUNC);
+	b = open(self->env.path, O_WRONLY | O_TRUNC);
 	ASSERT_LE(0, b);
 	ASSERT_EQ(0, size_of(a));
 	ASSERT_EQ(0, pread(a, back, BLOCK, 0));
@@ -303,16 +294,16 @@ TEST_F(io, atomic_o_trunc)
 	ASSERT_TRUE(lower_is(30, 0, data, 30));
 	close(a);
 	close(b);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
-	if (self->srv)
-		ASSERT_EQ(0, self->srv->seen[FUSE_SETATTR]);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
+	if (self->env.srv)
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_SETATTR]);
 }
 
 /* stat(2) is right directly after each write, though attributes are cached. */
 TEST_F(io, attributes)
 {
 	struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 2000 } };
-	int fd = open(self->path, O_RDWR);
+	int fd = open(self->env.path, O_RDWR);
 	struct stat st;
 	int i;
 
@@ -322,7 +313,7 @@ TEST_F(io, attributes)
 		ASSERT_EQ(0, fstat(fd, &st));
 		ASSERT_EQ(2000, st.st_mtime);
 		ASSERT_EQ(100, write(fd, data, 100));
-		ASSERT_EQ(0, stat(self->path, &st));
+		ASSERT_EQ(0, stat(self->env.path, &st));
 		ASSERT_EQ(100 * i, st.st_size);
 		ASSERT_LT(2000, st.st_mtime);
 		ASSERT_TRUE(same_stat(fd));
@@ -338,12 +329,12 @@ TEST_F(io, attributes)
 	if (passes(variant->way))
 		ASSERT_TRUE(same_stat(fd));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 TEST_F(io, seek_and_fallocate)
 {
-	int fd = open(self->path, O_RDWR);
+	int fd = open(self->env.path, O_RDWR);
 
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, 1 << 18));
@@ -359,7 +350,7 @@ TEST_F(io, seek_and_fallocate)
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
 	ASSERT_TRUE(all_zero(back + BLOCK, BLOCK));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 TEST_F(io, copy_file_range)
@@ -369,7 +360,7 @@ TEST_F(io, copy_file_range)
 
 	ASSERT_TRUE(make_lower(LOWER2, 0666, 2 * BLOCK));
 	in = open(self->other, O_RDONLY);
-	out = open(self->path, O_RDWR);
+	out = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, in);
 	ASSERT_LE(0, out);
 	ASSERT_EQ(BLOCK, copy_file_range(in, &from, out, &to, BLOCK, 0));
@@ -379,10 +370,10 @@ TEST_F(io, copy_file_range)
 	ASSERT_TRUE(lower_is(100 + BLOCK, 100, data + 10, BLOCK));
 	close(in);
 	close(out);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
-	if (self->srv) {
-		ASSERT_EQ(1, self->srv->seen[FUSE_COPY_FILE_RANGE]);
-		ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+	if (self->env.srv) {
+		ASSERT_EQ(1, self->env.srv->seen[FUSE_COPY_FILE_RANGE]);
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	}
 }
 
@@ -392,7 +383,7 @@ TEST_F(io, splice)
 	int fd, pipes[2];
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, pipe(pipes));
 	ASSERT_EQ(5000, splice(fd, &in, pipes[1], NULL, 5000, 0));
@@ -412,8 +403,8 @@ TEST_F(io, splice)
 	close(fd);
 	close(pipes[0]);
 	close(pipes[1]);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 struct splicer {
@@ -468,7 +459,7 @@ TEST_F(io, splice_to_frozen)
 	root = open(strcmp(variant->fs, "overlay") ? SRV_LOWER :
 						     SRV_BASE "/ext4",
 		    O_RDONLY);
-	s.to = open(self->path, O_WRONLY);
+	s.to = open(self->env.path, O_WRONLY);
 	ASSERT_LE(0, root);
 	ASSERT_LE(0, s.to);
 	ASSERT_EQ(0, pipe2(pipes, O_NONBLOCK));
@@ -505,7 +496,7 @@ TEST_F(io, sendfile)
 
 	ASSERT_TRUE(make_lower(LOWER2, 0666, 9000));
 	from = open(self->other, O_RDONLY);
-	to = open(self->path, O_RDWR);
+	to = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, from);
 	ASSERT_LE(0, to);
 	ASSERT_EQ(9000, sendfile(to, from, NULL, sizeof(data)));
@@ -516,8 +507,8 @@ TEST_F(io, sendfile)
 	ASSERT_TRUE(lower_is(9000, 0, data, 9000));
 	close(from);
 	close(to);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* The kernel itself reads: the first line of a script, then its shell. */
@@ -532,20 +523,20 @@ TEST_F(io, exec)
 	close(fd);
 	pid = fork();
 	if (!pid) {
-		execl(self->path, "file", NULL);
+		execl(self->env.path, "file", NULL);
 		_exit(1);
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	ASSERT_TRUE(WIFEXITED(status));
 	ASSERT_EQ(42, WEXITSTATUS(status));
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 TEST_F(io, direct)
 {
 	char *buf = aligned_alloc(BLOCK, 8 * BLOCK);
 	bool tmpfs = !strcmp(variant->fs, "tmpfs");
-	int fd = open(self->path, O_RDWR | O_DIRECT);
+	int fd = open(self->env.path, O_RDWR | O_DIRECT);
 
 	ASSERT_NE(NULL, buf);
 	if (tmpfs) {
@@ -568,8 +559,8 @@ TEST_F(io, direct)
 		ASSERT_EQ(EINVAL, errno);
 	}
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /*
@@ -597,7 +588,7 @@ TEST_F(io, direct_over_a_hole)
 	ASSERT_NE(MAP_FAILED, map);
 	ASSERT_EQ(0, madvise(map, 8 * BLOCK, MADV_POPULATE_READ));
 	ASSERT_EQ(0, madvise(map + 8 * BLOCK, 24 * BLOCK, MADV_DONTNEED));
-	fd = open(self->path, O_RDWR | O_DIRECT);
+	fd = open(self->env.path, O_RDWR | O_DIRECT);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(32 * BLOCK, write(fd, map, 32 * BLOCK));
 	ASSERT_EQ(32 * BLOCK, lseek(fd, 0, SEEK_CUR));
@@ -606,14 +597,14 @@ TEST_F(io, direct_over_a_hole)
 	ASSERT_TRUE(lower_is(64 * BLOCK, 32 * BLOCK, zeros, 32 * BLOCK));
 	munmap(map, 32 * BLOCK);
 	close(source);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* Only a fault as the processor's own lets a stack grow. */
 TEST_F(io, read_below_a_stack)
 {
 	const size_t room = 4 << 20;
-	int fd = open(self->path, O_RDWR);
+	int fd = open(self->env.path, O_RDWR);
 	char *low, *stack;
 
 	ASSERT_LE(0, fd);
@@ -630,7 +621,7 @@ TEST_F(io, read_below_a_stack)
 	ASSERT_EQ(0, munmap(stack - 3 * BLOCK, 4 * BLOCK));
 	close(fd);
 	if (passes(variant->way))
-		check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+		check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* The pages of the vDSO's variables can be read, and not be had for a device. */
@@ -652,7 +643,7 @@ static char *page_without_struct_page(void)
 TEST_F(io, direct_from_the_vdso)
 {
 	char *page = page_without_struct_page();
-	int fd = open(self->path, O_RDWR | O_DIRECT);
+	int fd = open(self->env.path, O_RDWR | O_DIRECT);
 
 	if (!strcmp(variant->fs, "tmpfs"))
 		return;
@@ -678,7 +669,7 @@ TEST_F(io, read_to_a_large_buffer)
 	ASSERT_NE(MAP_FAILED, buf);
 	ASSERT_EQ(0, madvise(buf, len, MADV_NOHUGEPAGE));
 	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	fd = open(self->path, O_RDONLY);
+	fd = open(self->env.path, O_RDONLY);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(BLOCK, pread(fd, buf, len, 0));
 	ASSERT_EQ(0, memcmp(data, buf, BLOCK));
@@ -709,7 +700,7 @@ TEST_F(io, write_from_a_fresh_mapping)
 		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, there);
 	for (i = 0; i < 2; i++) {
-		fd = open(self->path, O_RDWR | (i ? O_DIRECT : 0));
+		fd = open(self->env.path, O_RDWR | (i ? O_DIRECT : 0));
 		if (i && fd < 0)
 			break;	/* tmpfs */
 		ASSERT_EQ(0, madvise(map, len, MADV_DONTNEED));
@@ -724,7 +715,7 @@ TEST_F(io, write_from_a_fresh_mapping)
 	munmap(map, len);
 	munmap(there, len);
 	close(source);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* What may not wait does as on the lower file, hot and cold. */
@@ -735,8 +726,8 @@ TEST_F(io, nowait)
 	ssize_t bare, got;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
-	fd = open(self->path, O_RDWR);
-	lower = open(variant->way == PLAIN ? self->path : LOWER, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
+	lower = open(variant->way == PLAIN ? self->env.path : LOWER, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_LE(0, lower);
 	ASSERT_EQ(srv_result(preadv2(lower, &in, 1, 0, RWF_NOWAIT)),
@@ -760,7 +751,7 @@ TEST_F(io, nowait)
 		  srv_result(preadv2(fd, &in, 1, 0, RWF_NOWAIT)));
 	close(fd);
 	close(lower);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* Advice goes to the page cache that is in use. */
@@ -772,7 +763,7 @@ TEST_F(io, fadvise)
 	if (!on_disk(variant->fs) || variant->way == PLAIN)
 		return;
 	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	lower = open(LOWER, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_LE(0, lower);
@@ -787,21 +778,21 @@ TEST_F(io, fadvise)
 
 TEST_F(io, sync)
 {
-	int fd = open(self->path, O_RDWR | O_DSYNC);
+	int fd = open(self->env.path, O_RDWR | O_DSYNC);
 	struct iovec out = { data, BLOCK };
 
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, 0));
 	ASSERT_EQ(BLOCK, pwritev2(fd, &out, 1, BLOCK, RWF_SYNC));
 	ASSERT_TRUE(lower_is(2 * BLOCK, BLOCK, data, BLOCK));
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
-	if (self->srv)
-		srv_reset_counts(self->srv);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
+	if (self->env.srv)
+		srv_reset_counts(self->env.srv);
 	ASSERT_EQ(0, fsync(fd));
 	ASSERT_EQ(0, fdatasync(fd));
 	close(fd);
-	if (self->srv)
-		ASSERT_EQ(2, self->srv->seen[FUSE_FSYNC]);
+	if (self->env.srv)
+		ASSERT_EQ(2, self->env.srv->seen[FUSE_FSYNC]);
 }
 
 TEST_F(io, mmap_shared)
@@ -812,7 +803,7 @@ TEST_F(io, mmap_shared)
 	int fd;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
@@ -831,7 +822,7 @@ TEST_F(io, mmap_shared)
 	ASSERT_LT(2000, st.st_mtime);
 	ASSERT_EQ(0, munmap(map, 2 * BLOCK));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* A store alone moves the time of modification. */
@@ -843,7 +834,7 @@ TEST_F(io, mmap_mtime)
 	int fd;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, futimens(fd, old));
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -858,7 +849,7 @@ TEST_F(io, mmap_mtime)
 	if (passes(variant->way))
 		ASSERT_TRUE(same_stat(fd));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 TEST_F(io, mmap_private)
@@ -867,7 +858,7 @@ TEST_F(io, mmap_private)
 	int fd;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	fd = open(self->path, O_RDONLY);
+	fd = open(self->env.path, O_RDONLY);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
@@ -880,7 +871,7 @@ TEST_F(io, mmap_private)
 	ASSERT_EQ(EACCES, errno);
 	ASSERT_EQ(0, munmap(map, BLOCK));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* The mapping keeps the file open, and the server hears of its end. */
@@ -890,20 +881,20 @@ TEST_F(io, mmap_outlives_close)
 	int fd;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
 	close(fd);
-	if (self->srv)
-		ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	if (self->env.srv)
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	ASSERT_EQ(0, memcmp(data, map, BLOCK));
 	map[1] = ~data[1];
 	ASSERT_EQ(0, munmap(map, BLOCK));
-	if (self->srv)
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	if (self->env.srv)
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_TRUE(lower_is(BLOCK, 1, (char[]){ ~data[1] }, 1));
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 static int write_one(const char *path)
@@ -919,23 +910,23 @@ static int write_one(const char *path)
 TEST_F(io, set_id_bits)
 {
 	ASSERT_TRUE(make_lower(LOWER, 06777, 10));
-	ASSERT_EQ(06777, mode_of(self->path));
-	ASSERT_EQ(0, as_user(write_one, self->path));
-	ASSERT_EQ(0777, mode_of(self->path));
+	ASSERT_EQ(06777, mode_of(self->env.path));
+	ASSERT_EQ(0, as_user(write_one, self->env.path));
+	ASSERT_EQ(0777, mode_of(self->env.path));
 	ASSERT_EQ(0777, mode_of(LOWER));
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 	if (variant->way == PLAIN)
 		return;
 	/* Without group execute, a writer of another group. */
 	ASSERT_EQ(0, chown(LOWER, 0, USER + 1));
 	ASSERT_EQ(0, chmod(LOWER, 06767));
-	ASSERT_EQ(0, as_user(write_one, self->path));
+	ASSERT_EQ(0, as_user(write_one, self->env.path));
 	ASSERT_EQ(0767, mode_of(LOWER));
 	/* CAP_FSETID keeps them. */
 	ASSERT_EQ(0, chmod(LOWER, 06777));
-	ASSERT_EQ(0, write_one(self->path));
+	ASSERT_EQ(0, write_one(self->env.path));
 	ASSERT_EQ(06777, mode_of(LOWER));
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* File capabilities always fall. */
@@ -949,15 +940,15 @@ TEST_F(io, file_capabilities)
 	ASSERT_TRUE(make_lower(LOWER, 0777, 10));
 	ASSERT_EQ(0, setxattr(LOWER, XATTR_NAME_CAPS, &cap, XATTR_CAPS_SZ_2,
 			      0));
-	ASSERT_EQ(0, as_user(write_one, self->path));
+	ASSERT_EQ(0, as_user(write_one, self->env.path));
 	ASSERT_EQ(-1, getxattr(LOWER, XATTR_NAME_CAPS, back, 100));
 	ASSERT_EQ(ENODATA, errno);
 	ASSERT_EQ(0, setxattr(LOWER, XATTR_NAME_CAPS, &cap, XATTR_CAPS_SZ_2,
 			      0));
-	ASSERT_EQ(0, write_one(self->path));
+	ASSERT_EQ(0, write_one(self->env.path));
 	ASSERT_EQ(-1, getxattr(LOWER, XATTR_NAME_CAPS, back, 100));
 	ASSERT_EQ(ENODATA, errno);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 static int write_past_limit(const char *path)
@@ -979,9 +970,9 @@ static int write_past_limit(const char *path)
 
 TEST_F(io, rlimit)
 {
-	ASSERT_EQ(-SIGXFSZ, as_user(write_past_limit, self->path));
+	ASSERT_EQ(-SIGXFSZ, as_user(write_past_limit, self->env.path));
 	ASSERT_TRUE(lower_is(2 * BLOCK, BLOCK, data, BLOCK));
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* Take all space but a few blocks, with unwritten extents. */
@@ -1005,7 +996,7 @@ TEST_F(io, rlimit_and_a_fresh_buffer)
 
 	if (variant->way == PLAIN)
 		return;
-	fd = open(self->path, O_RDWR);
+	fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, fd);
 	buf = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -1027,7 +1018,7 @@ TEST_F(io, rlimit_and_a_fresh_buffer)
 TEST_F(io, enospc)
 {
 	int filler = open(LOWER2, O_RDWR);
-	int fd = open(self->path, O_RDWR);
+	int fd = open(self->env.path, O_RDWR);
 	off_t end = 0;
 	ssize_t n;
 
@@ -1047,7 +1038,7 @@ TEST_F(io, enospc)
 	ASSERT_TRUE(lower_is(end + BLOCK, end, data, BLOCK));
 	close(filler);
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 #define WRITERS	4
@@ -1082,7 +1073,8 @@ TEST_F(io, concurrent_appends)
 	int i, fd;
 
 	for (i = 0; i < WRITERS; i++) {
-		writer[i] = (struct writer){ 0, self->path, 'a' + i, false };
+		writer[i] = (struct writer){ 0, self->env.path, 'a' + i,
+					     false };
 		ASSERT_EQ(0, pthread_create(&writer[i].id, NULL,
 					    append_records, &writer[i]));
 	}
@@ -1102,13 +1094,13 @@ TEST_F(io, concurrent_appends)
 		ASSERT_EQ(RECORDS, seen[i]);
 	ASSERT_EQ(WRITERS * RECORDS * 64, size_of(fd));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* What only a server can do: mixed decisions, other credentials. */
 
 FIXTURE(server) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(server) {
@@ -1123,24 +1115,13 @@ FIXTURE_VARIANT_ADD(server, ext4_id) { "ext4", BY_ID };
 
 FIXTURE_SETUP(server)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0600, 4 * BLOCK));
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
-	self->srv->mode = mode_for(variant->way);
-	self->srv->valid = 3600;
-	self->srv->options = "allow_other";
+	env_setup(_metadata, &self->env, variant->fs, variant->way, 4 * BLOCK);
+	ASSERT_EQ(0, chmod(LOWER, 0600));
 }
 
 FIXTURE_TEARDOWN(server)
 {
-	close(self->srv->lower);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 static void mixed(struct __test_metadata *_metadata, struct srv *srv)
@@ -1149,12 +1130,12 @@ static void mixed(struct __test_metadata *_metadata, struct srv *srv)
 	int pass, cached;
 
 	srv->mode = SRV_PLAIN;
-	cached = open(SRV_MNT "/file", O_RDWR);
+	cached = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, cached);
 	/* Fill the FUSE page cache. */
 	ASSERT_EQ(4 * BLOCK, pread(cached, back, sizeof(back), 0));
 	srv->mode = mode;
-	pass = open(SRV_MNT "/file", O_RDWR);
+	pass = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, pass);
 	srv_reset_counts(srv);
 	ASSERT_EQ(100, pwrite(pass, data + 50, 100, BLOCK));
@@ -1187,16 +1168,16 @@ static void mixed(struct __test_metadata *_metadata, struct srv *srv)
 /* Two openers of one file, of whom the server passes one through. */
 TEST_F(server, mixed_opens)
 {
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	mixed(_metadata, self->srv);
+	env_start(_metadata, &self->env);
+	mixed(_metadata, self->env.srv);
 }
 
 TEST_F(server, mixed_opens_writeback)
 {
-	self->srv->flags = FUSE_WRITEBACK_CACHE;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	ASSERT_TRUE(!!(self->srv->granted & FUSE_WRITEBACK_CACHE));
-	mixed(_metadata, self->srv);
+	self->env.srv->flags = FUSE_WRITEBACK_CACHE;
+	env_start(_metadata, &self->env);
+	ASSERT_TRUE(!!(self->env.srv->granted & FUSE_WRITEBACK_CACHE));
+	mixed(_metadata, self->env.srv);
 }
 
 /* With the writeback cache, too, data and size are the lower file's. */
@@ -1206,9 +1187,9 @@ TEST_F(server, writeback)
 	struct stat st;
 	int fd;
 
-	self->srv->flags = FUSE_WRITEBACK_CACHE;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	fd = open(SRV_MNT "/file", O_RDWR);
+	self->env.srv->flags = FUSE_WRITEBACK_CACHE;
+	env_start(_metadata, &self->env);
+	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, futimens(fd, old));
 	ASSERT_EQ(5 * BLOCK, pwrite(fd, data, 5 * BLOCK, 0));
@@ -1219,8 +1200,8 @@ TEST_F(server, writeback)
 	close(fd);
 	ASSERT_EQ(0, stat(LOWER, &st));
 	ASSERT_LT(2000, st.st_mtime);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* FOPEN_DIRECT_IO: read and write ask the server, a mapping does not. */
@@ -1229,20 +1210,20 @@ TEST_F(server, direct_io)
 	char *map;
 	int fd;
 
-	self->srv->open_flags = FOPEN_DIRECT_IO;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	fd = open(SRV_MNT "/file", O_RDWR);
+	self->env.srv->open_flags = FOPEN_DIRECT_IO;
+	env_start(_metadata, &self->env);
+	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
 	ASSERT_EQ(0, memcmp(data, map, BLOCK));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 	ASSERT_EQ(10, pwrite(fd, data + 50, 10, 0));
-	ASSERT_EQ(1, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(1, self->env.srv->seen[FUSE_WRITE]);
 	ASSERT_EQ(0, memcmp(data + 50, map, 10));
 	map[0] = 'm';
 	ASSERT_EQ(1, pread(fd, back, 1, 0));
-	ASSERT_EQ(1, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(1, self->env.srv->seen[FUSE_READ]);
 	ASSERT_EQ('m', back[0]);
 	ASSERT_EQ(0, munmap(map, BLOCK));
 	close(fd);
@@ -1258,7 +1239,7 @@ TEST_F(server, append_only)
 	lower = open(SRV_LOWER "/append_only", O_RDONLY);
 	ASSERT_LE(0, lower);
 	ASSERT_EQ(0, ioctl(lower, FS_IOC_SETFLAGS, &flags));
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	EXPECT_EQ(-1, open(path, O_RDWR));
 	EXPECT_EQ(EPERM, errno);
 	fd = open(path, O_RDWR | O_APPEND);
@@ -1276,7 +1257,7 @@ TEST_F(server, append_only)
 	ASSERT_EQ(0, ioctl(lower, FS_IOC_SETFLAGS, &flags));
 	close(fd);
 	close(lower);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static int read_and_write(const char *path)
@@ -1292,12 +1273,12 @@ static int read_and_write(const char *path)
 /* A user writes a file of root's, since the server of root lets it. */
 TEST_F(server, lends_its_rights)
 {
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	ASSERT_EQ(EACCES, as_user(read_and_write, LOWER));
-	ASSERT_EQ(0, as_user(read_and_write, SRV_MNT "/file"));
+	ASSERT_EQ(0, as_user(read_and_write, FILE_MNT));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, "x", 1));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* Root gets from a user's server what the user may do, and no more. */
@@ -1306,18 +1287,18 @@ TEST_F(server, has_no_more_rights)
 	int fd;
 
 	ASSERT_EQ(0, chmod(LOWER, 0644));
-	self->srv->uid = USER;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	ASSERT_EQ(-1, open(SRV_MNT "/file", O_RDWR));
+	self->env.srv->uid = USER;
+	env_start(_metadata, &self->env);
+	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
 	ASSERT_EQ(EACCES, errno);
-	fd = open(SRV_MNT "/file", O_RDONLY);
+	fd = open(FILE_MNT, O_RDONLY);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(4 * BLOCK, pread(fd, back, sizeof(back), 0));
 	ASSERT_EQ(0, memcmp(data, back, 4 * BLOCK));
 	ASSERT_EQ(-1, pwrite(fd, data, 1, 0));
 	ASSERT_EQ(EBADF, errno);
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 }
 
 /* The server's own write would drop the bits: so does root's through it. */
@@ -1325,11 +1306,11 @@ TEST_F(server, drops_privileges_as_its_own)
 {
 	ASSERT_EQ(0, chown(LOWER, USER, USER));
 	ASSERT_EQ(0, chmod(LOWER, 06777));
-	self->srv->uid = USER;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	ASSERT_EQ(0, write_one(SRV_MNT "/file"));
+	self->env.srv->uid = USER;
+	env_start(_metadata, &self->env);
+	ASSERT_EQ(0, write_one(FILE_MNT));
 	ASSERT_EQ(0777, mode_of(LOWER));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 TEST_HARNESS_MAIN

@@ -22,7 +22,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define SPARE		SRV_BASE "/spare"
 #define SPARE_FILE	SPARE "/file"
 #define OUTER		SRV_BASE "/outer"
@@ -85,34 +84,19 @@ static int give_answer(struct srv *srv, struct srv_req *req,
 	return answer.error;
 }
 
-static struct srv *new_server(struct __test_metadata *_metadata)
-{
-	struct srv *srv = srv_new();
-
-	ASSERT_NE(NULL, srv);
-	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, srv->lower);
-	srv->options = "allow_other";
-	return srv;
-}
-
 /* Of what SRV_LOWER is may be chosen. */
-static struct srv *set_up(struct __test_metadata *_metadata, const char *fs)
+static void set_up(struct __test_metadata *_metadata, struct env *env,
+		   const char *fs, enum way way)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
+	env_setup(_metadata, env, fs, way, 4 * BLOCK);
+	env->srv->valid = 0;
 	ASSERT_TRUE(make_spare());
 	ASSERT_TRUE(fill_spare());
-	ASSERT_EQ(0, srv_mount_lower(fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, 4 * BLOCK));
-	return new_server(_metadata);
 }
 
-static void tear_down(struct __test_metadata *_metadata, struct srv *srv)
+static void tear_down(struct __test_metadata *_metadata, struct env *env)
 {
-	close(srv->lower);
-	EXPECT_EQ(0, srv_stop(srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, env);
 	/* Unless the test has done so */
 	if (umount2(SPARE, 0))
 		EXPECT_EQ(EINVAL, errno);
@@ -137,7 +121,7 @@ static bool round_trip(void)
 /* Answers to an open that has its lower file */
 
 FIXTURE(answer) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(answer) {
@@ -249,16 +233,16 @@ FIXTURE_VARIANT_ADD(answer, tmpfile_fifo) {
 
 FIXTURE_SETUP(answer)
 {
-	self->srv = set_up(_metadata, "tmpfs");
-	self->srv->on_open = give_answer;
-	self->srv->no_capability = variant->no_capability;
+	set_up(_metadata, &self->env, "tmpfs", PLAIN);
+	self->env.srv->on_open = give_answer;
+	self->env.srv->no_capability = variant->no_capability;
 	answer = variant->answer;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 }
 
 FIXTURE_TEARDOWN(answer)
 {
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 TEST_F(answer, keeps_nothing)
@@ -278,13 +262,13 @@ TEST_F(answer, keeps_nothing)
 		ASSERT_EQ(EBUSY, errno);
 		ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, 0));
 		ASSERT_TRUE(reads(fd, data));
-		ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-		ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 		close(fd);
 	}
 	ASSERT_EQ(0, srv_unmount(SPARE));
 	ASSERT_TRUE(round_trip());
-	ASSERT_EQ(variant->release, self->srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(variant->release, self->env.srv->seen[FUSE_RELEASE]);
 }
 
 /* ENOSYS to OPEN: the open succeeds, and there is no open file to back. */
@@ -298,18 +282,18 @@ static int read_without_open(struct srv *srv, struct srv_req *req)
 }
 
 FIXTURE(life) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_SETUP(life)
 {
-	self->srv = set_up(_metadata, "tmpfs");
-	self->srv->on_open = give_answer;
+	set_up(_metadata, &self->env, "tmpfs", PLAIN);
+	self->env.srv->on_open = give_answer;
 }
 
 FIXTURE_TEARDOWN(life)
 {
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 TEST_F(life, open_enosys)
@@ -317,10 +301,10 @@ TEST_F(life, open_enosys)
 	int i, fd;
 
 	answer.error = -ENOSYS;
-	self->srv->on_request = read_without_open;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	self->env.srv->on_request = read_without_open;
+	env_start(_metadata, &self->env);
 	for (i = 0; i < 2; i++) {
-		srv_reset_counts(self->srv);
+		srv_reset_counts(self->env.srv);
 		fd = open(FILE_MNT, O_RDWR);
 		ASSERT_LE(0, fd);
 		ASSERT_EQ(0, attached);
@@ -328,12 +312,12 @@ TEST_F(life, open_enosys)
 		if (!i)
 			ASSERT_EQ(0, srv_unmount(SPARE));
 		ASSERT_TRUE(reads(fd, data));
-		ASSERT_EQ(1, self->srv->seen[FUSE_READ]);
+		ASSERT_EQ(1, self->env.srv->seen[FUSE_READ]);
 		close(fd);
 		ASSERT_TRUE(round_trip());
-		ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 		/* Nobody asks again. */
-		ASSERT_EQ(!i, self->srv->seen[FUSE_OPEN]);
+		ASSERT_EQ(!i, self->env.srv->seen[FUSE_OPEN]);
 	}
 }
 
@@ -343,7 +327,7 @@ TEST_F(life, deleted_below)
 	struct stat st;
 	int fd;
 
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, unlink(SPARE_FILE));
@@ -354,8 +338,8 @@ TEST_F(life, deleted_below)
 	ASSERT_EQ(0, memcmp(data + 5, back, BLOCK));
 	ASSERT_EQ(0, fstat(fd, &st));
 	ASSERT_EQ(0U, st.st_nlink);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	close(fd);
 	ASSERT_EQ(0, srv_unmount(SPARE));
 }
@@ -376,14 +360,14 @@ TEST_F(life, bad_inode)
 	struct stat st;
 	int fd, pipes[2];
 
-	self->srv->valid = 0;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	self->env.srv->valid = 0;
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_TRUE(reads(fd, spare_data));
 	ASSERT_EQ(0, pipe(pipes));
 	ASSERT_EQ(10, write(pipes[1], data, 10));
-	self->srv->on_request = make_it_a_directory;
+	self->env.srv->on_request = make_it_a_directory;
 	ASSERT_EQ(-EIO, srv_result(fstat(fd, &st)));
 	ASSERT_EQ(-EIO, srv_result(pread(fd, back, BLOCK, 0)));
 	ASSERT_EQ(-EIO, srv_result(pwrite(fd, data + 5, BLOCK, 0)));
@@ -400,16 +384,16 @@ TEST_F(life, read_only_mount)
 	struct stat st;
 	int fd;
 
-	self->srv->valid = 600;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	self->env.srv->valid = 600;
+	env_start(_metadata, &self->env);
 	ASSERT_EQ(0, mount(NULL, SRV_MNT, NULL, MS_REMOUNT | MS_RDONLY, NULL));
 	fd = open(FILE_MNT, O_RDONLY);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, fstat(fd, &st));
-	srv_reset_counts(self->srv);
+	srv_reset_counts(self->env.srv);
 	ASSERT_TRUE(reads(fd, spare_data));
 	ASSERT_EQ(0, fstat(fd, &st));
-	ASSERT_EQ(0, self->srv->seen[FUSE_GETATTR]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_GETATTR]);
 	close(fd);
 	ASSERT_EQ(0, srv_unmount(SPARE));
 }
@@ -423,7 +407,7 @@ TEST_F(life, replaced_and_cut_below)
 	int status;
 
 	ASSERT_EQ(0, truncate(SPARE_FILE, 2 * BLOCK));
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -454,12 +438,12 @@ TEST_F(life, replaced_and_cut_below)
 	ASSERT_EQ(BLOCK, pwrite(fd, data + 8, BLOCK, BLOCK));
 	ASSERT_EQ(2 * BLOCK, size_of(other));
 	ASSERT_EQ(0, memcmp(map + BLOCK, data + 8, BLOCK));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	ASSERT_EQ(0, munmap(map, 2 * BLOCK));
 	close(other);
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, srv_unmount(SPARE));
 }
 
@@ -471,7 +455,7 @@ TEST_F(life, mapping_in_pieces)
 	pid_t pid;
 
 	ASSERT_EQ(0, truncate(SPARE_FILE, 3 * BLOCK));
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, 3 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -495,14 +479,14 @@ TEST_F(life, mapping_in_pieces)
 	ASSERT_EQ(0, munmap(map, BLOCK));
 	ASSERT_EQ(0, munmap(private, BLOCK));
 	ASSERT_TRUE(round_trip());
-	ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	ASSERT_EQ(0, map[2 * BLOCK]);
 	ASSERT_EQ(-1, umount2(SPARE, 0));
 	ASSERT_EQ(EBUSY, errno);
 	ASSERT_EQ(0, munmap(map + 2 * BLOCK, BLOCK));
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, srv_unmount(SPARE));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 }
 
 /* A child has the file of its parent. */
@@ -511,7 +495,7 @@ TEST_F(life, fork)
 	int fd, status;
 	pid_t pid;
 
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	pid = fork();
@@ -522,14 +506,14 @@ TEST_F(life, fork)
 	ASSERT_EQ(0, status);
 	ASSERT_EQ(10, lseek(fd, 0, SEEK_CUR));
 	ASSERT_TRUE(round_trip());
-	ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	ASSERT_EQ(10, pread(fd, back, 10, 0));
 	ASSERT_EQ(0, memcmp(data, back, 10));
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, srv_unmount(SPARE));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 union fd_message {
@@ -583,7 +567,7 @@ TEST_F(life, scm_rights)
 	int fd, status, sock[2];
 	pid_t pid;
 
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
 	pid = fork();
 	ASSERT_LE(0, pid);
@@ -594,16 +578,16 @@ TEST_F(life, scm_rights)
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	ASSERT_EQ(0, status);
 	ASSERT_TRUE(round_trip());
-	ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	fd = receive_fd(sock[1]);
 	ASSERT_LE(0, fd);
 	ASSERT_TRUE(reads(fd, spare_data));
 	ASSERT_EQ(10, pwrite(fd, data, 10, 0));
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, srv_unmount(SPARE));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	close(sock[0]);
 	close(sock[1]);
 }
@@ -611,7 +595,7 @@ TEST_F(life, scm_rights)
 /* The opener is killed while its request waits. */
 
 FIXTURE(killed) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(killed) {
@@ -626,14 +610,14 @@ FIXTURE_VARIANT_ADD(killed, before_ioctl_error) { false, -EINTR };
 
 FIXTURE_SETUP(killed)
 {
-	self->srv = set_up(_metadata, "tmpfs");
-	self->srv->by_hand = true;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	set_up(_metadata, &self->env, "tmpfs", PLAIN);
+	self->env.srv->by_hand = true;
+	env_start(_metadata, &self->env);
 }
 
 FIXTURE_TEARDOWN(killed)
 {
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 TEST_F(killed, opener)
@@ -648,11 +632,11 @@ TEST_F(killed, opener)
 	ASSERT_LE(0, pid);
 	if (!pid)
 		_exit(open(FILE_MNT, O_RDWR) < 0);
-	ASSERT_EQ(0, srv_take(self->srv, FUSE_OPEN, &req));
+	ASSERT_EQ(0, srv_take(self->env.srv, FUSE_OPEN, &req));
 	if (variant->attach_first)
 		ASSERT_EQ(0, attach_spare(&req));
 	ASSERT_EQ(0, kill(pid, SIGKILL));
-	ASSERT_EQ(0, srv_take(self->srv, FUSE_INTERRUPT, &other));
+	ASSERT_EQ(0, srv_take(self->env.srv, FUSE_INTERRUPT, &other));
 	ASSERT_EQ(req.in.unique, interrupt->unique);
 	/* It waits for its answer all the same. */
 	if (!variant->attach_first)
@@ -661,7 +645,7 @@ TEST_F(killed, opener)
 		ASSERT_EQ(0, srv_reply(&req, variant->error, NULL, 0));
 	} else {
 		ASSERT_EQ(0, srv_reply_open(&req, NULL, &out));
-		ASSERT_EQ(0, srv_take(self->srv, FUSE_RELEASE, &other));
+		ASSERT_EQ(0, srv_take(self->env.srv, FUSE_RELEASE, &other));
 		ASSERT_EQ(0, srv_reply(&other, 0, NULL, 0));
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
@@ -673,7 +657,7 @@ TEST_F(killed, opener)
 /* The connection ends while an open waits that has its lower file. */
 
 FIXTURE(cut) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(cut) {
@@ -685,14 +669,14 @@ FIXTURE_VARIANT_ADD(cut, by_close) { true };
 
 FIXTURE_SETUP(cut)
 {
-	self->srv = set_up(_metadata, "tmpfs");
-	self->srv->by_hand = true;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	set_up(_metadata, &self->env, "tmpfs", PLAIN);
+	self->env.srv->by_hand = true;
+	env_start(_metadata, &self->env);
 }
 
 FIXTURE_TEARDOWN(cut)
 {
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 TEST_F(cut, waiting_open)
@@ -702,13 +686,13 @@ TEST_F(cut, waiting_open)
 	struct srv_opener opener;
 
 	ASSERT_EQ(0, srv_opener_start(&opener, FILE_MNT, O_RDWR));
-	ASSERT_EQ(0, srv_take(self->srv, FUSE_OPEN, &req));
+	ASSERT_EQ(0, srv_take(self->env.srv, FUSE_OPEN, &req));
 	ASSERT_EQ(0, attach_spare(&req));
 	if (variant->close) {
-		close(self->srv->dev);
-		self->srv->dev = -1;
+		close(self->env.srv->dev);
+		self->env.srv->dev = -1;
 	} else {
-		ASSERT_EQ(0, srv_abort(self->srv));
+		ASSERT_EQ(0, srv_abort(self->env.srv));
 		/* What comes too late does nothing. */
 		ASSERT_EQ(-ENOENT, srv_reply_open(&req, NULL, &out));
 		ASSERT_EQ(-ENOTCONN, attach_spare(&req));
@@ -743,13 +727,12 @@ static bool on_disk(const char *bytes)
 }
 
 FIXTURE(disk) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_SETUP(disk)
 {
-	self->srv = set_up(_metadata, "ext4");
-	self->srv->mode = SRV_PASSTHROUGH;
+	set_up(_metadata, &self->env, "ext4", BY_REQUEST);
 	ASSERT_TRUE(find_raw());
 	ASSERT_TRUE(on_disk(data));
 }
@@ -757,7 +740,7 @@ FIXTURE_SETUP(disk)
 FIXTURE_TEARDOWN(disk)
 {
 	close(raw_fd);
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 static int lower_flags;
@@ -795,9 +778,9 @@ TEST_F(disk, synchronous_lower_file)
 	unsigned int i;
 	int fd;
 
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = attach_with_flags;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = attach_with_flags;
+	env_start(_metadata, &self->env);
 	for (i = 0; i < ARRAY_SIZE(sync); i++) {
 		lower_flags = O_RDWR | sync[i];
 		fd = open(FILE_MNT, O_RDWR);
@@ -809,7 +792,7 @@ TEST_F(disk, synchronous_lower_file)
 		ASSERT_EQ(!!sync[i], on_disk(data + 2 * BLOCK + i));
 		close(fd);
 	}
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* The opener asks for it, of what is spliced too. */
@@ -819,7 +802,7 @@ TEST_F(disk, synchronous_opener)
 	unsigned int i;
 	int fd;
 
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	for (i = 0; i < ARRAY_SIZE(sync); i++) {
 		fd = open(FILE_MNT, O_RDWR | sync[i]);
 		ASSERT_LE(0, fd);
@@ -829,7 +812,7 @@ TEST_F(disk, synchronous_opener)
 		ASSERT_TRUE(on_disk(data + 2 * BLOCK + i));
 		close(fd);
 	}
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static bool set_append_only(bool on)
@@ -848,10 +831,10 @@ TEST_F(disk, append_only_lower_file)
 	off_t end = 4 * BLOCK;
 	int fd;
 
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = attach_with_flags;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = attach_with_flags;
 	lower_flags = O_RDWR | O_APPEND;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	env_start(_metadata, &self->env);
 	/* The server has its own descriptor for the attributes. */
 	fd = open(FILE_MNT, O_RDONLY);
 	ASSERT_LE(0, fd);
@@ -874,7 +857,7 @@ TEST_F(disk, append_only_lower_file)
 	EXPECT_EQ(EPERM, errno);
 	close(fd);
 	ASSERT_TRUE(set_append_only(false));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* F_SETFL takes O_APPEND from the FUSE file, which nobody calls append-only. */
@@ -882,8 +865,8 @@ TEST_F(disk, append_only_since_the_open)
 {
 	int fd;
 
-	self->srv->mode = SRV_BACKING_ID;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	self->env.srv->mode = SRV_BACKING_ID;
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR | O_APPEND);
 	ASSERT_LE(0, fd);
 	ASSERT_TRUE(set_append_only(true));
@@ -897,7 +880,7 @@ TEST_F(disk, append_only_since_the_open)
 	EXPECT_TRUE(splice_to(fd, data + 11, 50, 0));
 	EXPECT_TRUE(lower_is(4 * BLOCK + 100, 0, data + 11, 50));
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static int no_fsync(struct srv *srv, struct srv_req *req)
@@ -910,8 +893,8 @@ TEST_F(disk, fsync_enosys)
 {
 	int fd;
 
-	self->srv->on_request = no_fsync;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	self->env.srv->on_request = no_fsync;
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(BLOCK, pwrite(fd, data + 1, BLOCK, 0));
@@ -922,14 +905,14 @@ TEST_F(disk, fsync_enosys)
 	ASSERT_FALSE(on_disk(data + 2));
 	ASSERT_EQ(0, fdatasync(fd));
 	ASSERT_TRUE(on_disk(data + 2));
-	ASSERT_EQ(1, self->srv->seen[FUSE_FSYNC]);
+	ASSERT_EQ(1, self->env.srv->seen[FUSE_FSYNC]);
 	close(fd);
 }
 
 /* Files that are open when the server dies */
 
 FIXTURE(dead) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(dead) {
@@ -941,18 +924,17 @@ FIXTURE_VARIANT_ADD(dead, killed) { true };
 
 FIXTURE_SETUP(dead)
 {
-	self->srv = set_up(_metadata, "ext4");
-	self->srv->mode = SRV_PASSTHROUGH;
+	set_up(_metadata, &self->env, "ext4", BY_REQUEST);
 	ASSERT_TRUE(find_raw());
 	if (variant->kill)
-		self->srv->uid = USER;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+		self->env.srv->uid = USER;
+	env_start(_metadata, &self->env);
 }
 
 FIXTURE_TEARDOWN(dead)
 {
 	close(raw_fd);
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 /* The last descriptors of the device go with the process. */
@@ -982,7 +964,7 @@ TEST_F(dead, goes_on)
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
 	ASSERT_EQ(BLOCK, pwrite(fd, data + 1, BLOCK, BLOCK));
-	ASSERT_TRUE(die(self->srv, variant->kill));
+	ASSERT_TRUE(die(self->env.srv, variant->kill));
 
 	ASSERT_TRUE(reads(fd, data));
 	ASSERT_TRUE(reads(direct, data));
@@ -1028,7 +1010,7 @@ TEST_F(dead, goes_on)
 #define OVER	(3 * ROUNDS)
 
 FIXTURE(race) {
-	struct srv *srv;
+	struct env env;
 	pthread_t attacher;
 };
 
@@ -1087,13 +1069,13 @@ static int answer_in_race(struct srv *srv, struct srv_req *req,
 
 FIXTURE_SETUP(race)
 {
-	self->srv = set_up(_metadata, "tmpfs");
-	self->srv->on_open = answer_in_race;
-	self->srv->valid = 3600;
-	self->srv->open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
-	self->srv->timeout = 390;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	race.dev = self->srv->dev;
+	set_up(_metadata, &self->env, "tmpfs", PLAIN);
+	self->env.srv->on_open = answer_in_race;
+	self->env.srv->valid = 3600;
+	self->env.srv->open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH;
+	self->env.srv->timeout = 390;
+	env_start(_metadata, &self->env);
+	race.dev = self->env.srv->dev;
 	race.spare = open(SPARE_FILE, O_RDWR | O_CLOEXEC);
 	race.on_one_cpu = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	ASSERT_LE(0, race.spare);
@@ -1103,7 +1085,7 @@ FIXTURE_SETUP(race)
 
 FIXTURE_TEARDOWN(race)
 {
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 /*
@@ -1153,15 +1135,14 @@ TEST_F_TIMEOUT(race, ioctl_and_answer, 400)
 /* A mount stands on another, each passes through. */
 
 FIXTURE(stack) {
-	struct srv *srv;
+	struct env env;
 	struct srv *outer;
 };
 
 FIXTURE_SETUP(stack)
 {
-	self->srv = set_up(_metadata, "tmpfs");
-	self->srv->mode = SRV_PASSTHROUGH;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	set_up(_metadata, &self->env, "tmpfs", BY_REQUEST);
+	env_start(_metadata, &self->env);
 	ASSERT_EQ(0, mkdir(OUTER, 0700));
 	self->outer = srv_new();
 	ASSERT_NE(NULL, self->outer);
@@ -1174,7 +1155,7 @@ FIXTURE_TEARDOWN(stack)
 {
 	close(self->outer->lower);
 	EXPECT_EQ(0, srv_stop(self->outer));
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 TEST_F(stack, of_two)
@@ -1204,11 +1185,11 @@ TEST_F(stack, of_two)
 	ASSERT_EQ(100, write(fd, data, 100));
 	ASSERT_TRUE(lower_is(BLOCK + 100, BLOCK, data, 100));
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, self->outer->seen[FUSE_READ]);
 	ASSERT_EQ(0, self->outer->seen[FUSE_WRITE]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static int attach_or_not(struct srv *srv, struct srv_req *req,
@@ -1232,7 +1213,7 @@ TEST_F(stack, of_two_is_too_deep)
 	ASSERT_EQ(-ELOOP, attached);
 	ASSERT_TRUE(reads(fd, data));
 	ASSERT_EQ(1, self->outer->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 	close(fd);
 }
 
@@ -1242,7 +1223,7 @@ TEST_F(stack, of_two_is_too_deep)
  */
 
 FIXTURE(recursion) {
-	struct srv *srv;
+	struct env env;
 	int cached;
 	int through;
 	char *map;
@@ -1261,11 +1242,11 @@ FIXTURE_VARIANT_ADD(recursion, tmpfs) { "tmpfs", 0 };
 
 FIXTURE_SETUP(recursion)
 {
-	self->srv = set_up(_metadata, variant->fs);
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	set_up(_metadata, &self->env, variant->fs, PLAIN);
+	env_start(_metadata, &self->env);
 	self->cached = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, self->cached);
-	self->srv->mode = SRV_PASSTHROUGH;
+	self->env.srv->mode = SRV_PASSTHROUGH;
 	self->through = open(FILE_MNT, O_RDWR | variant->direct);
 	ASSERT_LE(0, self->through);
 	self->map = mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -1278,7 +1259,7 @@ FIXTURE_TEARDOWN(recursion)
 	munmap(self->map, 4 * BLOCK);
 	close(self->cached);
 	close(self->through);
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 TEST_F(recursion, write)
@@ -1287,8 +1268,8 @@ TEST_F(recursion, write)
 	ASSERT_EQ(4 * BLOCK, pwrite(self->through, self->map, 4 * BLOCK,
 				    4 * BLOCK));
 	ASSERT_TRUE(lower_is(8 * BLOCK, 4 * BLOCK, data, 4 * BLOCK));
-	ASSERT_LT(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_LT(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 TEST_F(recursion, write_over_the_buffer)
@@ -1318,15 +1299,18 @@ TEST_F(recursion, read)
  */
 TEST(aio_from_its_own_mapping)
 {
-	struct srv *srv = set_up(_metadata, "ext4");
 	struct iocb iocb = { .aio_lio_opcode = IOCB_CMD_PWRITE }, *list = &iocb;
 	aio_context_t ctx = 0;
 	struct io_event event;
 	int cached, through;
+	struct env env = { 0 };
+	struct srv *srv;
 	char *map, *dirty;
 
+	set_up(_metadata, &env, "ext4", PLAIN);
+	srv = env.srv;
 	srv->flags = FUSE_WRITEBACK_CACHE;
-	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	env_start(_metadata, &env);
 	cached = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, cached);
 	srv->mode = SRV_PASSTHROUGH;
@@ -1359,13 +1343,13 @@ TEST(aio_from_its_own_mapping)
 	munmap(map, 2 * BLOCK);
 	close(cached);
 	close(through);
-	tear_down(_metadata, srv);
+	tear_down(_metadata, &env);
 }
 
 /* The lower file system is frozen. */
 
 FIXTURE(freeze) {
-	struct srv *srv;
+	struct env env;
 	int lower;
 	int fd;
 	int dir;
@@ -1382,9 +1366,8 @@ FIXTURE_VARIANT_ADD(freeze, xfs_disk) { "xfs-disk" };
 
 FIXTURE_SETUP(freeze)
 {
-	self->srv = set_up(_metadata, variant->fs);
-	self->srv->mode = SRV_PASSTHROUGH;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	set_up(_metadata, &self->env, variant->fs, BY_REQUEST);
+	env_start(_metadata, &self->env);
 	self->fd = open(FILE_MNT, O_RDWR | O_DIRECT);
 	ASSERT_LE(0, self->fd);
 	self->lower = open(LOWER, O_RDWR);
@@ -1399,7 +1382,7 @@ FIXTURE_TEARDOWN(freeze)
 	close(self->dir);
 	close(self->lower);
 	close(self->fd);
-	tear_down(_metadata, self->srv);
+	tear_down(_metadata, &self->env);
 }
 
 /* An AIO write of some blocks of data to the start of the file */
@@ -1512,13 +1495,13 @@ TEST_F(freeze, while_the_buffer_is_filled)
 	int cached;
 
 	ASSERT_LE(0, w.fd);
-	self->srv->mode = SRV_PLAIN;
+	self->env.srv->mode = SRV_PLAIN;
 	cached = open(FILE_MNT, O_RDONLY);
 	ASSERT_LE(0, cached);
 	w.map = mmap(NULL, 4 * BLOCK, PROT_READ, MAP_SHARED, cached, 0);
 	ASSERT_NE(MAP_FAILED, w.map);
-	self->srv->data = &held;
-	self->srv->on_request = hold_read;
+	self->env.srv->data = &held;
+	self->env.srv->on_request = hold_read;
 	ASSERT_EQ(0, pthread_create(&w.id, NULL, write_map, &w));
 	while (!held.asked)
 		sched_yield();
@@ -1528,7 +1511,7 @@ TEST_F(freeze, while_the_buffer_is_filled)
 	ASSERT_EQ(0, pthread_join(w.id, NULL));
 	ASSERT_EQ(4 * BLOCK, w.result);
 	ASSERT_TRUE(lower_is(8 * BLOCK, 4 * BLOCK, data, 4 * BLOCK));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	munmap(w.map, 4 * BLOCK);
 	close(w.fd);
 	close(cached);
@@ -1551,7 +1534,7 @@ TEST_F(freeze, holds_aio)
 	ASSERT_TRUE(aio_landed(&writer));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 4 * BLOCK, 4 * BLOCK));
 	ASSERT_EQ(0, syscall(__NR_io_destroy, writer.ctx));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* The server dies while writes of its files wait for the thaw. */
@@ -1567,7 +1550,7 @@ TEST_F(dead, writes_in_flight)
 	ASSERT_EQ(0, ioctl(dir, FIFREEZE));
 	ASSERT_EQ(0, pthread_create(&writer.id, NULL, submit_aio, &writer));
 	ASSERT_TRUE(wait_blocked(&writer.tid));
-	ASSERT_TRUE(die(self->srv, variant->kill));
+	ASSERT_TRUE(die(self->env.srv, variant->kill));
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data, 4 * BLOCK));
 	ASSERT_EQ(0, ioctl(dir, FITHAW));
 	ASSERT_EQ(0, pthread_join(writer.id, NULL));

@@ -22,8 +22,7 @@
 #endif
 
 FIXTURE(map) {
-	struct srv *srv;
-	const char *path;
+	struct env env;
 	int fd;
 };
 
@@ -39,26 +38,20 @@ FIXTURE_VARIANT_ADD(map, bare) { "ext4", BARE };
 
 FIXTURE_SETUP(map)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, SIZE));
-	self->path = variant->way == BARE ? LOWER : SRV_MNT "/file";
-	if (variant->way != BARE)
-		self->srv = serve_lower(_metadata, variant->way, 0);
-	self->fd = open(self->path, O_RDWR);
+	env_setup(_metadata, &self->env, variant->fs, variant->way, SIZE);
+	env_start(_metadata, &self->env);
+	self->fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, self->fd);
 }
 
 FIXTURE_TEARDOWN(map)
 {
 	close(self->fd);
-	if (self->srv) {
-		EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
-		EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-		EXPECT_EQ(0, srv_stop(self->srv));
+	if (self->env.srv) {
+		EXPECT_EQ(0, self->env.srv->seen[FUSE_READ]);
+		EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	}
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 static char *map_shared(int fd, int prot)
@@ -129,8 +122,8 @@ TEST_F(map, truncated)
 
 TEST_F(map, protection)
 {
-	int reader = open(self->path, O_RDONLY);
-	int writer = open(self->path, O_WRONLY);
+	int reader = open(self->env.path, O_RDONLY);
+	int writer = open(self->env.path, O_WRONLY);
 	char *map;
 
 	signal(SIGSEGV, on_fault);
@@ -163,7 +156,7 @@ TEST_F(map, moved)
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
 	close(self->fd);
-	self->fd = open(self->path, O_RDWR);
+	self->fd = open(self->env.path, O_RDWR);
 	ASSERT_EQ(8 * BLOCK, pwrite(self->fd, data, 8 * BLOCK, 0));
 	map = map_shared(self->fd, PROT_READ | PROT_WRITE);
 	ASSERT_NE(MAP_FAILED, map);
@@ -175,17 +168,17 @@ TEST_F(map, moved)
 	copy[1] = 'c';
 	ASSERT_EQ('c', moved[1]);
 	ASSERT_EQ(moved, mremap(moved, 8 * BLOCK, BLOCK, 0));
-	if (self->srv)
-		srv_reset_counts(self->srv);
+	if (self->env.srv)
+		srv_reset_counts(self->env.srv);
 	close(self->fd);
 	ASSERT_EQ(0, munmap(moved, BLOCK));
-	if (self->srv)
-		ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	if (self->env.srv)
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	ASSERT_EQ('c', copy[1]);
 	ASSERT_EQ(0, munmap(copy, SIZE));
-	if (self->srv)
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	self->fd = open(self->path, O_RDWR);
+	if (self->env.srv)
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
+	self->fd = open(self->env.path, O_RDWR);
 }
 
 TEST_F(map, flags)
