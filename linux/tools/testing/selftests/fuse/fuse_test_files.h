@@ -138,6 +138,29 @@ static inline bool lower_is(off_t size, off_t offset, const char *bytes,
 	return same;
 }
 
+/* Reads the first block, and says whether it is this one. */
+static inline bool reads(int fd, const char *bytes)
+{
+	memset(back, 0x55, BLOCK);
+	return pread(fd, back, BLOCK, 0) == BLOCK &&
+	       !memcmp(back, bytes, BLOCK);
+}
+
+static inline bool splice_to(int fd, const char *bytes, size_t len,
+			     loff_t offset)
+{
+	int end[2];
+	bool done;
+
+	if (pipe(end))
+		return false;
+	done = write(end[1], bytes, len) == (ssize_t)len &&
+	       splice(end[0], NULL, fd, &offset, len, 0) == (ssize_t)len;
+	close(end[0]);
+	close(end[1]);
+	return done;
+}
+
 static inline int remount_lower(unsigned long flags)
 {
 	return srv_result(mount(NULL, SRV_LOWER, NULL, MS_REMOUNT | flags,

@@ -508,7 +508,7 @@ TEST(loop_over_overlayfs)
 	ASSERT_LE(0, loop);
 	ASSERT_EQ(0, ioctl(loop, LOOP_CONFIGURE, &config));
 	ASSERT_EQ(0, ioctl(loop, LOOP_GET_STATUS64, &config.info));
-	ASSERT_TRUE(config.info.lo_flags & LO_FLAGS_DIRECT_IO);
+	ASSERT_TRUE(!!(config.info.lo_flags & LO_FLAGS_DIRECT_IO));
 	ASSERT_EQ(BLOCK, pwrite(loop, data, BLOCK, BLOCK));
 	ASSERT_EQ(BLOCK, pread(config.fd, back, BLOCK, BLOCK));
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));

@@ -6,16 +6,13 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <semaphore.h>
-#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
-#include <linux/aio_abi.h>
 #include <linux/fs.h>
 
-#include "fuse_test_files.h"
+#include "fuse_test_blocked.h"
 
 #define MNT2		SRV_BASE "/mnt2"
 
@@ -114,23 +111,6 @@ static void *run_call(void *arg)
 		call->result = pread(call->fd, call->buf, BLOCK, 0);
 	call->done = true;
 	return NULL;
-}
-
-static char task_state(pid_t tid)
-{
-	char path[64], text[256] = "";
-	char *end;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-	fd = open(path, O_RDONLY);
-	if (fd < 0)
-		return 0;
-	if (read(fd, text, sizeof(text) - 1) < 0)
-		text[0] = 0;
-	close(fd);
-	end = strrchr(text, ')');
-	return end ? end[2] : 0;
 }
 
 /* True when the call sleeps and can't be interrupted, false when it is done. */
