@@ -196,7 +196,7 @@ TEST_F(io, atomic_o_trunc)
 	if (self->env.srv) {
 		ASSERT_EQ(0, srv_stop(self->env.srv));
 		self->env.srv = serve_lower(_metadata, variant->way,
-					FUSE_ATOMIC_O_TRUNC);
+					    FUSE_ATOMIC_O_TRUNC);
 	}
 	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
 	a = open(self->env.path, O_RDWR);
