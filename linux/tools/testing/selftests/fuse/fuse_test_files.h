@@ -26,9 +26,10 @@
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	60
 
-#define BLOCK	4096
-#define LOWER	SRV_LOWER "/file"
-#define USER	1000
+#define BLOCK		4096
+#define LOWER		SRV_LOWER "/file"
+#define FILE_MNT	SRV_MNT "/file"
+#define USER		1000
 
 /*
  * Is there one more round?  A slow machine does what it can in @seconds, and a
@@ -137,15 +138,38 @@ static inline bool lower_is(off_t size, off_t offset, const char *bytes,
 	return same;
 }
 
+/* Reads the first block, and says whether it is this one. */
+static inline bool reads(int fd, const char *bytes)
+{
+	memset(back, 0x55, BLOCK);
+	return pread(fd, back, BLOCK, 0) == BLOCK &&
+	       !memcmp(back, bytes, BLOCK);
+}
+
+static inline bool splice_to(int fd, const char *bytes, size_t len,
+			     loff_t offset)
+{
+	int end[2];
+	bool done;
+
+	if (pipe(end))
+		return false;
+	done = write(end[1], bytes, len) == (ssize_t)len &&
+	       splice(end[0], NULL, fd, &offset, len, 0) == (ssize_t)len;
+	close(end[0]);
+	close(end[1]);
+	return done;
+}
+
 static inline int remount_lower(unsigned long flags)
 {
 	return srv_result(mount(NULL, SRV_LOWER, NULL, MS_REMOUNT | flags,
 				NULL));
 }
 
-/* A server on SRV_MNT for SRV_LOWER. */
-static inline struct srv *serve_lower(struct __test_metadata *_metadata,
-				      enum way way, __u64 flags)
+/* A server for SRV_LOWER, to be started when a test has set what it needs. */
+static inline struct srv *new_server(struct __test_metadata *_metadata,
+				     enum way way)
 {
 	struct srv *srv = srv_new();
 
@@ -153,15 +177,78 @@ static inline struct srv *serve_lower(struct __test_metadata *_metadata,
 	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
 	ASSERT_LE(0, srv->lower);
 	srv->mode = mode_for(way);
-	srv->flags = flags;
-	/* For an overlay */
-	srv->max_stack_depth = 2;
 	srv->valid = 3600;
 	srv->options = "allow_other";
+	return srv;
+}
+
+static inline void start_server(struct __test_metadata *_metadata,
+				struct srv *srv)
+{
 	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
 	close(srv->lower);
 	ASSERT_TRUE(!!(srv->offered & FUSE_PASSTHROUGH));
+}
+
+/* A server on SRV_MNT for SRV_LOWER. */
+static inline struct srv *serve_lower(struct __test_metadata *_metadata,
+				      enum way way, __u64 flags)
+{
+	struct srv *srv = new_server(_metadata, way);
+
+	srv->flags = flags;
+	/* For an overlay */
+	srv->max_stack_depth = 2;
+	start_server(_metadata, srv);
 	return srv;
+}
+
+/**
+ * struct env - a lower file system with LOWER in it, and a server
+ * @srv: the server, NULL where it is BARE
+ * @path: how the test reaches LOWER
+ *
+ *	env_setup(_metadata, &self->env, "ext4", BY_REQUEST, BLOCK);
+ *	self->env.srv->threads = 3;
+ *	env_start(_metadata, &self->env);
+ *	...
+ *	env_teardown(_metadata, &self->env);
+ */
+struct env {
+	struct srv *srv;
+	const char *path;
+};
+
+static inline void env_setup(struct __test_metadata *_metadata,
+			     struct env *env, const char *fs, enum way way,
+			     size_t size)
+{
+	make_data();
+	ASSERT_EQ(0, srv_namespace());
+	ASSERT_EQ(0, srv_mount_lower(fs));
+	ASSERT_TRUE(make_lower(LOWER, 0666, size));
+	env->path = way == BARE ? LOWER : FILE_MNT;
+	if (way == BARE)
+		return;
+	env->srv = new_server(_metadata, way);
+	if (!strcmp(fs, "overlay"))
+		env->srv->max_stack_depth = 2;
+}
+
+static inline void env_start(struct __test_metadata *_metadata,
+			     struct env *env)
+{
+	if (env->srv)
+		start_server(_metadata, env->srv);
+}
+
+/* No lower file and no open file is left behind. */
+static inline void env_teardown(struct __test_metadata *_metadata,
+				struct env *env)
+{
+	if (env->srv)
+		EXPECT_EQ(0, srv_stop(env->srv));
+	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
 /* The server was asked for data if and only if FUSE is plain. */

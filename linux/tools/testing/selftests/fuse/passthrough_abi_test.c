@@ -1,43 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The interface of passthrough: numbers, negotiation, and every errno of
- * FUSE_DEV_IOC_PASSTHROUGH_OPEN.
- *
- * A failed ioctl changes nothing: after each the server answers the same
- * request without passthrough, and gets the reads and writes.
+ * The interface of passthrough: its numbers, and which files and arguments
+ * FUSE_DEV_IOC_PASSTHROUGH_OPEN refuses, by which errno.
  */
 #define _GNU_SOURCE
-#include <poll.h>
-#include <signal.h>
 #include <stddef.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
-#include <sys/statfs.h>
-#include <sys/syscall.h>
 
-#include "fuse_test_files.h"
+#include "fuse_test_attach.h"
 
 /* Where programs of 32 bit have no addresses, no page need be low */
 #ifndef MAP_32BIT
 #define MAP_32BIT	0
 #endif
 
-#define FILE_MNT	SRV_MNT "/file"
-#define OTHER		SRV_LOWER "/other"
-#define DIR2		SRV_BASE "/second"
-
-/* What is tried could not be tried, which is no errno */
-#define NOT_TRIED	1
-
-/* The ioctl, by the system call of this or of a 32-bit program */
-
-static long native_ioctl(int dev, const void *arg)
-{
-	return srv_result(ioctl(dev, FUSE_DEV_IOC_PASSTHROUGH_OPEN, arg));
-}
+/* The ioctl by the system call of a 32-bit program */
 
 #ifdef __x86_64__
 /* The argument and the stack of a 32-bit program lie low. */
@@ -72,41 +51,7 @@ static long compat_ioctl(int dev, const void *arg)
 }
 #endif
 
-static long (*do_ioctl)(int dev, const void *arg) = native_ioctl;
-
-static int attach(int dev, __u64 unique, int fd)
-{
-	struct fuse_passthrough_out arg = { .unique = unique, .fd = fd };
-
-	return do_ioctl(dev, &arg);
-}
-
-/* Consumes @fd. */
-static int attach_close(struct srv_req *req, int fd)
-{
-	int err;
-
-	if (fd < 0)
-		return NOT_TRIED;
-	err = attach(req->dev, req->in.unique, fd);
-	close(fd);
-	return err;
-}
-
-static int attach_path(struct srv_req *req, const char *path, int flags)
-{
-	return attach_close(req, open(path, flags | O_CLOEXEC));
-}
-
-/*
- * What the server tries before it answers the open.  @fd is the lower file as
- * it should be.
- */
-
-static int right(struct srv *srv, struct srv_req *req, int fd)
-{
-	return attach(req->dev, req->in.unique, fd);
-}
+/* What the server tries, see fuse_test_attach.h */
 
 static int no_memory_there(struct srv *srv, struct srv_req *req, int fd)
 {
@@ -259,15 +204,6 @@ static int same_mount(struct srv *srv, struct srv_req *req, int fd)
 	return attach(req->dev, req->in.unique, same_mount_fd);
 }
 
-static int mount_overlay(void)
-{
-	mkdir(SRV_BASE "/upper", 0700);
-	mkdir(SRV_BASE "/work", 0700);
-	return mount("overlay", DIR2, "overlay", 0,
-		     "lowerdir=" SRV_LOWER ",upperdir=" SRV_BASE "/upper,workdir="
-		     SRV_BASE "/work");
-}
-
 static int overlay(struct srv *srv, struct srv_req *req, int fd)
 {
 	int err;
@@ -295,9 +231,6 @@ static int odd_unique(struct srv *srv, struct srv_req *req, int fd)
 {
 	return attach(req->dev, req->in.unique | 1, fd);
 }
-
-/* The open before this one, which has its answer */
-static __u64 last_unique;
 
 static int stale_unique(struct srv *srv, struct srv_req *req, int fd)
 {
@@ -333,7 +266,7 @@ static int not_fuse(struct srv *srv, struct srv_req *req, int fd)
 }
 
 FIXTURE(refused) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(refused) {
@@ -412,54 +345,10 @@ FIXTURE_VARIANT_ADD(refused, tmpfile_access_mode) {
 /* A success does not count as a refusal. */
 FIXTURE_VARIANT_ADD(refused, by_nothing) { right, O_RDWR, 0 };
 
-static const char *lower_path = LOWER;
-static int (*attempt)(struct srv *srv, struct srv_req *req, int fd);
-static atomic_int attempted = NOT_TRIED;
-
-static int try_attempt(struct srv *srv, struct srv_req *req,
-		       struct fuse_entry_out *entry, struct fuse_open_out *out)
-{
-	if (attempt)
-		attempted = attempt(srv, req, out->fh);
-	last_unique = req->in.unique;
-	return SRV_GO_ON;
-}
-
-/* A server by whom opens are plain, but for what a hook does. */
-static struct srv *plain_server(struct __test_metadata *_metadata)
-{
-	struct srv *srv = srv_new();
-
-	ASSERT_NE(NULL, srv);
-	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, srv->lower);
-	srv->valid = 3600;
-	srv->on_open = try_attempt;
-	return srv;
-}
-
-static void stop_server(struct __test_metadata *_metadata, struct srv *srv)
-{
-	close(srv->lower);
-	EXPECT_EQ(0, srv_stop(srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
-}
-
-static void make_files(struct __test_metadata *_metadata)
-{
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, mkdir(DIR2, 0700));
-	ASSERT_EQ(0, srv_mount_lower("tmpfs"));
-	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	ASSERT_TRUE(make_lower(OTHER, 0666, 2 * BLOCK));
-}
-
 FIXTURE_SETUP(refused)
 {
-	make_files(_metadata);
-	self->srv = plain_server(_metadata);
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
+	set_up(_metadata, &self->env);
+	env_start(_metadata, &self->env);
 	same_mount_fd = open(SRV_MNT "/other", O_RDWR);
 	ASSERT_LE(0, same_mount_fd);
 	attempt = variant->attempt;
@@ -468,50 +357,7 @@ FIXTURE_SETUP(refused)
 FIXTURE_TEARDOWN(refused)
 {
 	close(same_mount_fd);
-	stop_server(_metadata, self->srv);
-}
-
-/* Reads and writes of @fd, a new open file, are passed through, or are not. */
-static void check_io(struct __test_metadata *_metadata, struct srv *srv,
-		     int fd, int accmode, bool through)
-{
-	srv_reset_counts(srv);
-	if (accmode != O_WRONLY) {
-		ASSERT_EQ(BLOCK, pread(fd, back, BLOCK, 0));
-		ASSERT_EQ(through, !srv->seen[FUSE_READ]);
-	}
-	if (accmode != O_RDONLY) {
-		ASSERT_EQ(BLOCK, pwrite(fd, data + BLOCK, BLOCK, BLOCK));
-		ASSERT_EQ(through, !srv->seen[FUSE_WRITE]);
-	}
-}
-
-/* What check_io() wrote has arrived. */
-static bool written(const char *path)
-{
-	int fd = open(path, O_RDONLY);
-	bool same = pread(fd, back, BLOCK, BLOCK) == BLOCK &&
-		    !memcmp(data + BLOCK, back, BLOCK);
-
-	close(fd);
-	return same;
-}
-
-static void refuse_and_serve(struct __test_metadata *_metadata,
-			     struct srv *srv, int flags, int error)
-{
-	int fd, accmode = flags & O_ACCMODE;
-
-	attempted = NOT_TRIED;
-	fd = open(FILE_MNT, flags);
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(-error, attempted);
-	check_io(_metadata, srv, fd, accmode, !error);
-	if (accmode != O_WRONLY)
-		ASSERT_EQ(0, memcmp(data, back, BLOCK));
-	if (accmode != O_RDONLY)
-		ASSERT_TRUE(written(lower_path));
-	close(fd);
+	env_teardown(_metadata, &self->env);
 }
 
 static void refuse_and_create(struct __test_metadata *_metadata,
@@ -543,11 +389,11 @@ static void refuse(struct __test_metadata *_metadata, struct srv *srv,
 
 TEST_F(refused, and_served)
 {
-	refuse(_metadata, self->srv, variant->flags, variant->error);
+	refuse(_metadata, self->env.srv, variant->flags, variant->error);
 #ifdef __x86_64__
 	/* The same for 32-bit programs, with no translation. */
 	do_ioctl = compat_ioctl;
-	refuse(_metadata, self->srv, variant->flags, variant->error);
+	refuse(_metadata, self->env.srv, variant->flags, variant->error);
 #endif
 }
 
@@ -569,358 +415,6 @@ TEST(numbers)
 	ASSERT_EQ(36U, offsetof(struct fuse_init_out, max_stack_depth));
 	ASSERT_EQ(16U, sizeof(struct fuse_open_out));
 	ASSERT_EQ(12U, offsetof(struct fuse_open_out, backing_id));
-}
-
-/* Negotiation */
-
-FIXTURE(init) {
-	struct srv *srv;
-};
-
-FIXTURE_VARIANT(init) {
-	__u64 flags;
-	__u32 depth;
-	bool stacked;
-	int error;
-};
-
-#define ASKS	(FUSE_INIT_EXT | FUSE_PASSTHROUGH)
-
-FIXTURE_VARIANT_ADD(init, does_not_ask) { FUSE_INIT_EXT, 0, false, EPERM };
-FIXTURE_VARIANT_ADD(init, depth_only) { FUSE_INIT_EXT, 1, false, EPERM };
-/* Bit 5 of a word that the kernel may not look at */
-FIXTURE_VARIANT_ADD(init, no_ext) { FUSE_PASSTHROUGH, 1, false, EPERM };
-FIXTURE_VARIANT_ADD(init, depth_0) { ASKS, 0, false, 0 };
-FIXTURE_VARIANT_ADD(init, depth_1) { ASKS, 1, false, 0 };
-FIXTURE_VARIANT_ADD(init, depth_2) { ASKS, 2, false, 0 };
-FIXTURE_VARIANT_ADD(init, depth_3) { ASKS, 3, false, EPERM };
-FIXTURE_VARIANT_ADD(init, depth_max) { ASKS, ~0U, false, EPERM };
-FIXTURE_VARIANT_ADD(init, stacked_0) { ASKS, 0, true, ELOOP };
-FIXTURE_VARIANT_ADD(init, stacked_1) { ASKS, 1, true, ELOOP };
-FIXTURE_VARIANT_ADD(init, stacked_2) { ASKS, 2, true, 0 };
-FIXTURE_VARIANT_ADD(init, stacked_3) { ASKS, 3, true, EPERM };
-
-static struct fuse_init_out init_out = {
-	.major = FUSE_KERNEL_VERSION,
-	.minor = FUSE_KERNEL_MINOR_VERSION,
-	.max_write = SRV_MAX_WRITE,
-	.time_gran = 1,
-};
-
-static struct fuse_init_in init_in;
-static atomic_int before_init = NOT_TRIED;
-
-static int answer_init(struct srv *srv, struct srv_req *req)
-{
-	int fd;
-
-	if (req->in.opcode != FUSE_INIT)
-		return SRV_GO_ON;
-	memcpy(&init_in, req->arg, sizeof(init_in));
-	fd = open(LOWER, O_RDWR | O_CLOEXEC);
-	before_init = attach(req->dev, req->in.unique, fd);
-	close(fd);
-	srv_reply(req, 0, &init_out, sizeof(init_out));
-	return SRV_TAKEN;
-}
-
-FIXTURE_SETUP(init)
-{
-	make_files(_metadata);
-	ASSERT_EQ(0, mount_overlay());
-	self->srv = plain_server(_metadata);
-	if (variant->stacked) {
-		close(self->srv->lower);
-		self->srv->lower = open(DIR2, O_PATH | O_DIRECTORY);
-		ASSERT_LE(0, self->srv->lower);
-		lower_path = DIR2 "/file";
-	}
-	self->srv->hold_init = true;
-	self->srv->on_request = answer_init;
-	attempt = right;
-	init_out.flags = variant->flags;
-	init_out.flags2 = variant->flags >> 32;
-	init_out.max_stack_depth = variant->depth;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-}
-
-FIXTURE_TEARDOWN(init)
-{
-	close(self->srv->lower);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(DIR2));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
-}
-
-TEST_F(init, negotiate)
-{
-	refuse_and_serve(_metadata, self->srv, O_RDWR, variant->error);
-	/* It was offered, and nobody has it before the answer. */
-	ASSERT_TRUE(!!(init_in.flags & FUSE_INIT_EXT));
-	ASSERT_TRUE(!!(init_in.flags2 & (FUSE_PASSTHROUGH >> 32)));
-	ASSERT_EQ(-EPERM, before_init);
-}
-
-/* What the requests and descriptors of one connection can do */
-
-FIXTURE(conn) {
-	struct srv *srv;
-};
-
-FIXTURE_SETUP(conn)
-{
-	make_files(_metadata);
-	self->srv = plain_server(_metadata);
-}
-
-FIXTURE_TEARDOWN(conn)
-{
-	stop_server(_metadata, self->srv);
-}
-
-/* By any descriptor of the connection that comes first */
-static int by_clone(struct srv *srv, struct srv_req *req, int fd)
-{
-	int err, dev = srv_clone(srv);
-
-	if (dev < 0)
-		return NOT_TRIED;
-	err = attach(dev, req->in.unique, fd);
-	close(dev);
-	return err;
-}
-
-TEST_F(conn, by_clone)
-{
-	attempt = by_clone;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	refuse_and_serve(_metadata, self->srv, O_RDWR, 0);
-}
-
-static int by_first(struct srv *srv, struct srv_req *req, int fd)
-{
-	if (req->dev == srv->dev)
-		return NOT_TRIED;
-	return attach(srv->dev, req->in.unique, fd);
-}
-
-static struct srv_req clone_req;
-
-static void *serve_clone(void *arg)
-{
-	struct srv *srv = arg;
-	int dev = srv_clone(srv);
-
-	while (!srv_read_request(dev, &clone_req))
-		srv_serve(srv, &clone_req);
-	close(dev);
-	return NULL;
-}
-
-/* A request that was read by a clone */
-TEST_F(conn, of_clone)
-{
-	pthread_t thread;
-
-	attempt = by_first;
-	self->srv->by_hand = true;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	ASSERT_EQ(0, pthread_create(&thread, NULL, serve_clone, self->srv));
-	refuse_and_serve(_metadata, self->srv, O_RDWR, 0);
-	ASSERT_EQ(0, umount2(SRV_MNT, MNT_DETACH));
-	ASSERT_EQ(0, srv_abort(self->srv));
-	ASSERT_EQ(0, pthread_join(thread, NULL));
-	/* For the teardown */
-	ASSERT_EQ(0, mount("none", SRV_MNT, "tmpfs", 0, NULL));
-}
-
-/* Our request, by the device of another connection */
-static int other_dev;
-
-static int by_other(struct srv *srv, struct srv_req *req, int fd)
-{
-	return attach(other_dev, req->in.unique, fd);
-}
-
-TEST_F(conn, other)
-{
-	struct srv *other = srv_new();
-
-	ASSERT_NE(NULL, other);
-	other->lower = self->srv->lower;
-	ASSERT_EQ(0, srv_start(other, DIR2));
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	other_dev = dup(other->dev);
-	attempt = by_other;
-	refuse_and_serve(_metadata, self->srv, O_RDWR, ENOENT);
-	ASSERT_EQ(0, srv_stop(other));
-	/* Which is unmounted by now */
-	refuse_and_serve(_metadata, self->srv, O_RDWR, ENOTCONN);
-	close(other_dev);
-}
-
-/* The first stays, whatever the second is. */
-static int twice(struct srv *srv, struct srv_req *req, int fd)
-{
-	int err = attach(req->dev, req->in.unique, fd);
-
-	if (err)
-		return NOT_TRIED;
-	if (attach(req->dev, req->in.unique, fd) != -EEXIST)
-		return NOT_TRIED;
-	return attach_path(req, OTHER, O_RDWR);
-}
-
-TEST_F(conn, twice)
-{
-	int fd;
-
-	attempt = twice;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	fd = open(FILE_MNT, O_RDWR);
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(-EEXIST, attempted);
-	check_io(_metadata, self->srv, fd, O_RDWR, true);
-	ASSERT_TRUE(written(LOWER));
-	close(fd);
-}
-
-/* Some files of no directory are lower files like any other. */
-static int memfd(struct srv *srv, struct srv_req *req, int fd)
-{
-	int lower = memfd_create("lower", MFD_CLOEXEC);
-
-	if (lower < 0 || ftruncate(lower, BLOCK))
-		return NOT_TRIED;
-	return attach_close(req, lower);
-}
-
-TEST_F(conn, memfd)
-{
-	int fd;
-
-	attempt = memfd;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	fd = open(FILE_MNT, O_RDWR);
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, attempted);
-	check_io(_metadata, self->srv, fd, O_RDWR, true);
-	close(fd);
-}
-
-/* Each request that is no open, and what the ioctl says of it */
-static atomic_int said[64];
-
-static int attach_to_any(struct srv *srv, struct srv_req *req)
-{
-	int *lower = srv->data;
-
-	if (req->in.opcode != FUSE_OPEN)
-		said[req->in.opcode % 64] = attach(req->dev, req->in.unique,
-						   *lower);
-	return SRV_GO_ON;
-}
-
-TEST_F(conn, no_open)
-{
-	static const int requests[] = {
-		FUSE_LOOKUP, FUSE_GETATTR, FUSE_SETATTR, FUSE_READ, FUSE_WRITE,
-		FUSE_OPENDIR, FUSE_STATFS, FUSE_FSYNC, FUSE_FLUSH,
-		FUSE_FALLOCATE, FUSE_RELEASE, FUSE_UNLINK, FUSE_MKNOD,
-	};
-	int fd, lower = open(OTHER, O_RDWR);
-	struct statfs st;
-	struct stat attr;
-	unsigned int i;
-
-	ASSERT_LE(0, lower);
-	self->srv->valid = 0;
-	self->srv->data = &lower;
-	self->srv->on_request = attach_to_any;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	fd = open(FILE_MNT, O_RDWR);
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, fstat(fd, &attr));
-	ASSERT_EQ(10, pread(fd, back, 10, 0));
-	ASSERT_EQ(10, pwrite(fd, data, 10, 0));
-	ASSERT_EQ(0, ftruncate(fd, 10));
-	ASSERT_EQ(0, fsync(fd));
-	ASSERT_EQ(0, fallocate(fd, 0, 0, BLOCK));
-	ASSERT_EQ(0, statfs(SRV_MNT, &st));
-	close(fd);
-	fd = open(SRV_MNT, O_RDONLY | O_DIRECTORY);
-	ASSERT_LE(0, fd);
-	close(fd);
-	ASSERT_EQ(-1, mknod(SRV_MNT "/node", S_IFREG | 0600, 0));
-	ASSERT_EQ(0, unlink(FILE_MNT));
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	for (i = 0; i < ARRAY_SIZE(requests); i++) {
-		ASSERT_EQ(-EINVAL, said[requests[i]])
-			TH_LOG("opcode %d", requests[i]);
-	}
-	/* Waits for no answer */
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_FORGET, 1));
-	ASSERT_EQ(-ENOENT, said[FUSE_FORGET]);
-	close(lower);
-}
-
-/* By hand: what was not read yet, and what was answered, is not found. */
-TEST_F(conn, too_early_and_too_late)
-{
-	static struct srv_req first, second;
-	struct fuse_open_out out = { 0 };
-	struct srv_opener a, b;
-	struct pollfd poll_dev;
-	int lower, other;
-
-	self->srv->by_hand = true;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	lower = open(LOWER, O_RDWR);
-	other = open(OTHER, O_RDWR);
-	ASSERT_EQ(0, srv_opener_start(&a, FILE_MNT, O_RDWR));
-	ASSERT_EQ(0, srv_take(self->srv, FUSE_OPEN, &first));
-	ASSERT_EQ(0, srv_opener_start(&b, FILE_MNT, O_RDWR));
-	poll_dev = (struct pollfd){ .fd = self->srv->dev, .events = POLLIN };
-	ASSERT_EQ(1, poll(&poll_dev, 1, 20000));
-	ASSERT_EQ(-ENOENT, srv_attach(self->srv->dev, first.in.unique + 2,
-				      lower));
-	ASSERT_EQ(0, srv_take(self->srv, FUSE_OPEN, &second));
-	ASSERT_EQ(first.in.unique + 2, second.in.unique);
-	/* Two wait, each gets its own. */
-	ASSERT_EQ(0, srv_attach(self->srv->dev, second.in.unique, lower));
-	ASSERT_EQ(0, srv_attach(self->srv->dev, first.in.unique, other));
-	ASSERT_EQ(0, srv_reply_open(&first, NULL, &out));
-	ASSERT_LE(0, srv_opener_wait(&a));
-	ASSERT_EQ(-ENOENT, srv_attach(self->srv->dev, first.in.unique, lower));
-	ASSERT_EQ(0, srv_reply_open(&second, NULL, &out));
-	ASSERT_LE(0, srv_opener_wait(&b));
-	ASSERT_EQ(2 * BLOCK, pread(a.result, back, sizeof(back), 0));
-	ASSERT_EQ(BLOCK, pread(b.result, back, sizeof(back), 0));
-	close(lower);
-	close(other);
-	/* Closing asks the server, and there is none any more. */
-	ASSERT_EQ(0, srv_abort(self->srv));
-	close(a.result);
-	close(b.result);
-}
-
-/* The connection goes while an open waits. */
-TEST_F(conn, aborted)
-{
-	static struct srv_req req;
-	struct srv_opener opener;
-	int lower;
-
-	self->srv->by_hand = true;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	lower = open(LOWER, O_RDWR);
-	ASSERT_EQ(0, srv_opener_start(&opener, FILE_MNT, O_RDWR));
-	ASSERT_EQ(0, srv_take(self->srv, FUSE_OPEN, &req));
-	ASSERT_EQ(0, srv_abort(self->srv));
-	ASSERT_EQ(-ENOTCONN, srv_attach(self->srv->dev, req.in.unique, lower));
-	ASSERT_EQ(-ECONNABORTED, srv_opener_wait(&opener));
-	ASSERT_EQ(-ENOTCONN, srv_attach(self->srv->dev, req.in.unique, lower));
-	close(lower);
 }
 
 TEST_HARNESS_MAIN

@@ -17,8 +17,7 @@
 #define BELOW	SRV_BASE "/below"
 
 FIXTURE(async) {
-	struct srv *srv;
-	const char *path;
+	struct env env;
 	struct flight flight;
 };
 
@@ -56,27 +55,20 @@ FIXTURE_VARIANT_ADD(async, bare) { "ext4", BARE, URING, O_DIRECT };
 
 FIXTURE_SETUP(async)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
-	self->path = variant->way == BARE ? LOWER : SRV_MNT "/file";
+	env_setup(_metadata, &self->env, variant->fs, variant->way, 0);
 	self->flight.engine = variant->engine;
-	if (variant->way != BARE)
-		self->srv = serve_lower(_metadata, variant->way, 0);
+	env_start(_metadata, &self->env);
 }
 
 FIXTURE_TEARDOWN(async)
 {
-	if (self->srv)
-		EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 TEST_F(async, read_and_write)
 {
 	const size_t len = 2 * BLOCK, all = DEPTH * len;
-	int fd = open(self->path, O_RDWR | variant->direct);
+	int fd = open(self->env.path, O_RDWR | variant->direct);
 
 	ASSERT_LE(0, fd);
 	/* Twice: the first extends the file, the second overwrites. */
@@ -95,14 +87,14 @@ TEST_F(async, read_and_write)
 	land(_metadata, &self->flight, DEPTH);
 	ASSERT_EQ(0, memcmp(data + all, back, all));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* Size and times are right as soon as a write is said to be done. */
 TEST_F(async, attributes)
 {
 	struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 2000 } };
-	int i, fd = open(self->path, O_RDWR | variant->direct);
+	int i, fd = open(self->env.path, O_RDWR | variant->direct);
 	struct stat st, low;
 
 	ASSERT_LE(0, fd);
@@ -131,13 +123,13 @@ TEST_F(async, attributes)
 		ASSERT_EQ(low.st_atim.tv_nsec, st.st_atim.tv_nsec);
 	}
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* In any order, but all of them, and none on another. */
 TEST_F(async, append)
 {
-	int i, fd = open(self->path, O_WRONLY | O_APPEND | variant->direct);
+	int i, fd = open(self->env.path, O_WRONLY | O_APPEND | variant->direct);
 	unsigned int seen = 0;
 
 	ASSERT_LE(0, fd);
@@ -161,7 +153,7 @@ TEST_F(async, append)
 	}
 	ASSERT_EQ((1U << DEPTH) - 1, seen);
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 static sem_t arrived, go;
@@ -303,7 +295,7 @@ TEST(loop_over_overlayfs)
 	ASSERT_LE(0, loop);
 	ASSERT_EQ(0, ioctl(loop, LOOP_CONFIGURE, &config));
 	ASSERT_EQ(0, ioctl(loop, LOOP_GET_STATUS64, &config.info));
-	ASSERT_TRUE(config.info.lo_flags & LO_FLAGS_DIRECT_IO);
+	ASSERT_TRUE(!!(config.info.lo_flags & LO_FLAGS_DIRECT_IO));
 	ASSERT_EQ(BLOCK, pwrite(loop, data, BLOCK, BLOCK));
 	ASSERT_EQ(BLOCK, pread(config.fd, back, BLOCK, BLOCK));
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
@@ -327,7 +319,7 @@ TEST_F(async, end_of_file)
 	int fd;
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK + 512));
-	fd = open(self->path, O_RDONLY | variant->direct);
+	fd = open(self->env.path, O_RDONLY | variant->direct);
 	ASSERT_LE(0, fd);
 	fly(_metadata, &self->flight,
 	    (struct op){ fd, false, back, BLOCK, 0, 0 }, 3);
@@ -337,7 +329,7 @@ TEST_F(async, end_of_file)
 	ASSERT_EQ(0, self->flight.op[2].result);
 	ASSERT_EQ(0, memcmp(data, back, BLOCK + 512));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* What is not in the page cache is waited for, and read. */
@@ -352,21 +344,21 @@ TEST_F(async, cold_read)
 	ASSERT_EQ(0, fsync(lower));
 	ASSERT_EQ(0, posix_fadvise(lower, 0, 0, POSIX_FADV_DONTNEED));
 	close(lower);
-	fd = open(self->path, O_RDONLY | variant->direct);
+	fd = open(self->env.path, O_RDONLY | variant->direct);
 	ASSERT_LE(0, fd);
 	fly(_metadata, &self->flight,
 	    (struct op){ fd, false, back, BLOCK, 0, 0 }, DEPTH);
 	land(_metadata, &self->flight, DEPTH);
 	ASSERT_EQ(0, memcmp(data, back, all));
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_READ);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* The descriptor may go while its I/O is in flight. */
 TEST_F(async, close_in_flight)
 {
 	const size_t all = DEPTH * BLOCK;
-	int fd = open(self->path, O_RDWR | variant->direct);
+	int fd = open(self->env.path, O_RDWR | variant->direct);
 
 	ASSERT_LE(0, fd);
 	fly(_metadata, &self->flight,
@@ -374,15 +366,15 @@ TEST_F(async, close_in_flight)
 	close(fd);
 	land(_metadata, &self->flight, DEPTH);
 	ASSERT_TRUE(lower_is(all, 0, data, all));
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
-	if (self->srv)
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
+	if (self->env.srv)
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 }
 
 /* Whoever wins, FUSE and the lower file agree on the size. */
 TEST_F(async, truncate_in_flight)
 {
-	int i, fd = open(self->path, O_RDWR | variant->direct);
+	int i, fd = open(self->env.path, O_RDWR | variant->direct);
 	struct stat st;
 
 	ASSERT_LE(0, fd);
@@ -395,7 +387,7 @@ TEST_F(async, truncate_in_flight)
 		ASSERT_EQ(st.st_size, size_of(fd));
 	}
 	close(fd);
-	check_seen(_metadata, self->srv, variant->way, FUSE_WRITE);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_WRITE);
 }
 
 /* io_uring's workers are threads of the process, and stay for a while. */
@@ -421,7 +413,7 @@ TEST_F(async, needs_no_worker)
 	if (variant->engine == AIO)
 		return;
 	ASSERT_TRUE(make_lower(LOWER, 0666, all));
-	fd = open(self->path, O_RDONLY | variant->direct);
+	fd = open(self->env.path, O_RDONLY | variant->direct);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ((ssize_t)all, pread(fd, back, all, 0));
 	before = threads();
@@ -435,7 +427,7 @@ TEST_F(async, needs_no_worker)
 /* Requests that hang together, by io_uring on one ring */
 
 FIXTURE(uring) {
-	struct srv *srv;
+	struct env env;
 	struct ring ring;
 	int fd;
 	int bare;
@@ -457,13 +449,12 @@ FIXTURE_VARIANT_ADD(uring, xfs_writeback) {
 
 FIXTURE_SETUP(uring)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, DEPTH * BLOCK));
+	env_setup(_metadata, &self->env, variant->fs, variant->way,
+		  DEPTH * BLOCK);
 	ASSERT_TRUE(make_lower(SRV_LOWER "/bare", 0666, DEPTH * BLOCK));
-	self->srv = serve_lower(_metadata, variant->way, variant->flags);
-	self->fd = open(SRV_MNT "/file", O_RDWR);
+	self->env.srv->flags = variant->flags;
+	env_start(_metadata, &self->env);
+	self->fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, self->fd);
 	self->bare = open(SRV_LOWER "/bare", O_RDWR);
 	ASSERT_LE(0, self->bare);
@@ -475,10 +466,9 @@ FIXTURE_TEARDOWN(uring)
 	close(self->ring.fd);
 	close(self->bare);
 	close(self->fd);
-	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
-	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
+	env_teardown(_metadata, &self->env);
 }
 
 static struct io_uring_sqe *queue(struct ring *ring, int *queued, struct op *op,

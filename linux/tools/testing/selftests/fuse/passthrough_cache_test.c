@@ -15,7 +15,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define LINK_MNT	SRV_MNT "/link"
 #define SIZE		(64 * BLOCK)
 
@@ -73,7 +72,7 @@ static int hold(struct srv *srv, struct srv_req *req)
 }
 
 FIXTURE(cache) {
-	struct srv *srv;
+	struct env env;
 	int cached;
 	int through;
 };
@@ -97,24 +96,14 @@ FIXTURE_VARIANT_ADD(cache, tmpfs_id) { "tmpfs", BY_ID, 0 };
 
 FIXTURE_SETUP(cache)
 {
-	make_data();
 	sem_init(&arrived, 0, 0);
 	sem_init(&go, 0, 0);
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
+	env_setup(_metadata, &self->env, variant->fs, PLAIN, SIZE);
 	ASSERT_EQ(0, chmod(SRV_LOWER, 0777));
-	ASSERT_TRUE(make_lower(LOWER, 0666, SIZE));
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
-	self->srv->flags = variant->flags | FUSE_ATOMIC_O_TRUNC;
-	self->srv->valid = 3600;
-	self->srv->threads = 4;
-	self->srv->options = "allow_other";
-	self->srv->on_request = hold;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	close(self->srv->lower);
+	self->env.srv->flags = variant->flags | FUSE_ATOMIC_O_TRUNC;
+	self->env.srv->threads = 4;
+	self->env.srv->on_request = hold;
+	env_start(_metadata, &self->env);
 	self->cached = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, self->cached);
 	self->through = -1;
@@ -124,8 +113,7 @@ FIXTURE_TEARDOWN(cache)
 {
 	close(self->cached);
 	close(self->through);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 static int open_through(struct srv *srv, enum way way, int flags)
@@ -140,8 +128,8 @@ static int open_through(struct srv *srv, enum way way, int flags)
 
 #define OPEN_THROUGH()							\
 	do {								\
-		self->through = open_through(self->srv, variant->way,	\
-					     O_RDWR);			\
+		self->through = open_through(self->env.srv,		\
+					     variant->way, O_RDWR);	\
 		ASSERT_LE(0, self->through);				\
 	} while (0)
 
@@ -255,7 +243,7 @@ TEST_F(cache, store_during_a_cached_write)
 
 	ASSERT_EQ(BLOCK, pread(self->cached, back, BLOCK, 0));
 	/* From here on attributes are asked for each time */
-	self->srv->valid = 0;
+	self->env.srv->valid = 0;
 	ASSERT_EQ(0, statx(self->cached, "", AT_EMPTY_PATH |
 			   AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx));
 	held_request = variant->flags ? FUSE_GETATTR : FUSE_WRITE;
@@ -265,7 +253,8 @@ TEST_F(cache, store_during_a_cached_write)
 	if (variant->flags)
 		OPEN_THROUGH();
 	else
-		self->through = open_through(self->srv, variant->way, O_RDWR);
+		self->through = open_through(self->env.srv, variant->way,
+					     O_RDWR);
 	ASSERT_LE(0, self->through);
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
 		   self->through, 0);
@@ -439,9 +428,9 @@ static void write_during_open(struct __test_metadata *_metadata,
 TEST_F(cache, write_during_truncating_open)
 {
 	OPEN_THROUGH();
-	write_during_open(_metadata, self->srv, PLAIN, self->through,
+	write_during_open(_metadata, self->env.srv, PLAIN, self->through,
 			  self->cached);
-	write_during_open(_metadata, self->srv, variant->way, self->through,
+	write_during_open(_metadata, self->env.srv, variant->way, self->through,
 			  self->cached);
 }
 
@@ -479,7 +468,7 @@ TEST_F(cache, read_beside_an_asynchronous_write)
 
 	if (!strcmp(variant->fs, "tmpfs"))
 		return;
-	fd = open_through(self->srv, variant->way, O_RDWR | O_DIRECT);
+	fd = open_through(self->env.srv, variant->way, O_RDWR | O_DIRECT);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, syscall(__NR_io_setup, 1, &ctx));
 	for (i = 0; again(i, 200, 5); i++) {
@@ -537,7 +526,7 @@ TEST_F(cache, append_behind_a_stored_page)
 	int fd;
 
 	OPEN_THROUGH();
-	fd = open_through(self->srv, variant->way, O_RDWR | O_APPEND);
+	fd = open_through(self->env.srv, variant->way, O_RDWR | O_APPEND);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, ftruncate(self->cached, SIZE - 1000));
 	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -597,7 +586,7 @@ TEST_F(cache, direct_from_its_own_mapping)
 
 	if (!strcmp(variant->fs, "tmpfs"))
 		return;
-	fd = open_through(self->srv, variant->way, O_RDWR | O_DIRECT);
+	fd = open_through(self->env.srv, variant->way, O_RDWR | O_DIRECT);
 	ASSERT_LE(0, fd);
 	map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, map);
@@ -607,7 +596,7 @@ TEST_F(cache, direct_from_its_own_mapping)
 	ASSERT_TRUE(lower_is(SIZE, 0, data + 7, SIZE));
 	ASSERT_EQ(0, munmap(map, SIZE));
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 TEST_HARNESS_MAIN

@@ -34,7 +34,7 @@ static char *buffer;
 #define BUFFER	(4 * BLOCK)
 
 FIXTURE(calls) {
-	struct srv *srv;
+	struct env env;
 	int lower[SIDES];
 	int fd[SIDES];
 };
@@ -53,29 +53,20 @@ FIXTURE_SETUP(calls)
 {
 	int i;
 
-	make_data();
 	buffer = mmap(NULL, BUFFER + BLOCK, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, buffer);
 	ASSERT_EQ(0, mprotect(buffer + BUFFER, BLOCK, PROT_NONE));
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
+	env_setup(_metadata, &self->env, variant->fs, variant->way, 0);
 	for (i = 0; i < SIDES; i++) {
 		ASSERT_TRUE(make_lower(lower_path[i], 0666, SIZE));
 		self->lower[i] = open(lower_path[i], O_RDWR);
 		ASSERT_LE(0, self->lower[i]);
 		self->fd[i] = -1;
 	}
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
-	self->srv->mode = mode_for(variant->way);
-	/* For an overlay */
-	self->srv->max_stack_depth = 2;
-	self->srv->timeout = 240;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	close(self->srv->lower);
+	self->env.srv->valid = 0;
+	self->env.srv->timeout = 240;
+	env_start(_metadata, &self->env);
 }
 
 FIXTURE_TEARDOWN(calls)
@@ -86,10 +77,9 @@ FIXTURE_TEARDOWN(calls)
 		close(self->lower[i]);
 		close(self->fd[i]);
 	}
-	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
-	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
+	env_teardown(_metadata, &self->env);
 }
 
 /* Open both anew: the result of the passthrough open, if both agree. */

@@ -12,7 +12,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define NEW_MNT		SRV_MNT "/new"
 
 /* Numbers, since these programs have headers of their own */

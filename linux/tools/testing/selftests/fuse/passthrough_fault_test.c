@@ -19,7 +19,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define NEW_MNT		SRV_MNT "/new"
 #define DEBUGFS		SRV_BASE "/debug"
 #define FAIL_NTH	"/proc/thread-self/fail-nth"
@@ -53,8 +52,7 @@ static bool set_knobs(void)
 	       write_knob("fail_usercopy/verbose", "0");
 }
 
-/* Let the nth chance of this thread fail. */
-static void arm(int fd, int nth)
+static void write_nth(int fd, int nth)
 {
 	char text[16];
 	int len = snprintf(text, sizeof(text), "%d", nth);
@@ -64,14 +62,54 @@ static void arm(int fd, int nth)
 		;
 }
 
+/*
+ * A thread whose nth chance fails in each round of a loop:
+ *
+ *	while (next_fault(faults)) {
+ *		arm(faults);
+ *		fd = srv_result(open(path, O_RDWR));
+ *		if (!succeeds(_metadata, faults, fd))
+ *			continue;
+ *		...
+ *	}
+ *
+ * @hit: it came to that chance in this round; the loop ends after one where it
+ *	did not
+ */
+struct faults {
+	int fd;
+	int nth;
+	int failed;
+	bool hit;
+};
+
+static struct faults no_faults(void)
+{
+	return (struct faults){
+		.fd = open(FAIL_NTH, O_RDWR | O_CLOEXEC),
+		.hit = true,
+	};
+}
+
+static bool next_fault(struct faults *faults)
+{
+	return faults->hit && ++faults->nth < MAX_NTH;
+}
+
+/* Let the nth chance fail. */
+static void arm(struct faults *faults)
+{
+	write_nth(faults->fd, faults->nth);
+}
+
 /* Whether it came to that. */
-static bool fired(int fd)
+static bool fired(struct faults *faults)
 {
 	char text[16] = "";
-	bool none_left = pread(fd, text, sizeof(text) - 1, 0) > 0 &&
+	bool none_left = pread(faults->fd, text, sizeof(text) - 1, 0) > 0 &&
 			 text[0] == '0';
 
-	arm(fd, 0);
+	write_nth(faults->fd, 0);
 	return none_left;
 }
 
@@ -81,20 +119,20 @@ static bool injected(int err)
 	return err == -ENOMEM || err == -EFAULT;
 }
 
-/* A caller: @nth is the first chance that fails, until none is left. */
-struct faults {
-	int fd;
-	int nth;
-	int failed;
-};
-
-static bool next_fault(struct faults *faults)
+/* The call is over: true if it succeeded, else it failed for the fault. */
+static bool succeeds(struct __test_metadata *_metadata, struct faults *faults,
+		     ssize_t result)
 {
-	return ++faults->nth < MAX_NTH;
+	faults->hit = fired(faults);
+	if (result >= 0)
+		return true;
+	ASSERT_TRUE(injected(result)) TH_LOG("%zd", result);
+	faults->failed++;
+	return false;
 }
 
 FIXTURE(fault) {
-	struct srv *srv;
+	struct env env;
 	int lower;
 	int dir;
 	struct faults faults;
@@ -115,15 +153,13 @@ static int attach_with_faults(struct srv *srv, struct srv_req *req,
 			      struct fuse_entry_out *entry,
 			      struct fuse_open_out *out)
 {
-	struct faults faults = {
-		.fd = open(FAIL_NTH, O_RDWR | O_CLOEXEC),
-	};
+	struct faults faults = no_faults();
 	int err;
 
 	while (next_fault(&faults)) {
-		arm(faults.fd, faults.nth);
+		arm(&faults);
 		err = srv_attach(req->dev, req->in.unique, out->fh);
-		fired(faults.fd);
+		fired(&faults);
 		if (!err)
 			break;
 		no_memory += err == -ENOMEM;
@@ -138,24 +174,21 @@ static int attach_with_faults(struct srv *srv, struct srv_req *req,
 
 FIXTURE_SETUP(fault)
 {
-	self->faults.fd = open(FAIL_NTH, O_RDWR | O_CLOEXEC);
+	self->faults = no_faults();
 	if (self->faults.fd < 0 && errno == ENOENT)
 		return;
 	ASSERT_LE(0, self->faults.fd);
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
+	env_setup(_metadata, &self->env, variant->fs, BY_REQUEST, 4 * BLOCK);
 	ASSERT_TRUE(set_knobs());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, 4 * BLOCK));
 	self->dir = open(SRV_LOWER, O_RDONLY | O_DIRECTORY);
 	ASSERT_LE(0, self->dir);
-	self->srv = serve_lower(_metadata, BY_REQUEST, 0);
+	env_start(_metadata, &self->env);
 }
 
 /* A freeze waits for every write that has not ended. */
 FIXTURE_TEARDOWN(fault)
 {
-	if (!self->srv)
+	if (!self->env.srv)
 		return;
 	if (strcmp(variant->fs, "tmpfs")) {
 		EXPECT_EQ(0, ioctl(self->dir, FIFREEZE));
@@ -163,9 +196,8 @@ FIXTURE_TEARDOWN(fault)
 	}
 	close(self->dir);
 	close(self->faults.fd);
-	EXPECT_EQ(0, srv_stop(self->srv));
 	EXPECT_EQ(0, srv_unmount(DEBUGFS));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 /* The reads of @fd do not reach the server. */
@@ -179,24 +211,19 @@ static bool passes_through(struct srv *srv, int fd)
 TEST_F_TIMEOUT(fault, open, 60)
 {
 	struct faults *faults = &self->faults;
-	bool hit = true;
-	int fd;
+	int fd = -1;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	while (hit && next_fault(faults)) {
-		arm(faults->fd, faults->nth);
+	while (next_fault(faults)) {
+		arm(faults);
 		fd = srv_result(open(FILE_MNT, O_RDWR));
-		hit = fired(faults->fd);
-		if (fd < 0) {
-			ASSERT_TRUE(injected(fd)) TH_LOG("%d", fd);
-			faults->failed++;
+		if (!succeeds(_metadata, faults, fd))
 			continue;
-		}
-		ASSERT_TRUE(passes_through(self->srv, fd));
+		ASSERT_TRUE(passes_through(self->env.srv, fd));
 		close(fd);
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 	ASSERT_LE(0, fd);
 	ASSERT_LT(3, faults->failed);
 }
@@ -204,25 +231,20 @@ TEST_F_TIMEOUT(fault, open, 60)
 TEST_F_TIMEOUT(fault, create, 60)
 {
 	struct faults *faults = &self->faults;
-	bool hit = true;
-	int fd;
+	int fd = -1;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	while (hit && next_fault(faults)) {
+	while (next_fault(faults)) {
 		unlink(NEW_MNT);
-		arm(faults->fd, faults->nth);
+		arm(faults);
 		fd = srv_result(open(NEW_MNT, O_CREAT | O_RDWR, 0600));
-		hit = fired(faults->fd);
-		if (fd < 0) {
-			ASSERT_TRUE(injected(fd)) TH_LOG("%d", fd);
-			faults->failed++;
+		if (!succeeds(_metadata, faults, fd))
 			continue;
-		}
-		ASSERT_TRUE(passes_through(self->srv, fd));
+		ASSERT_TRUE(passes_through(self->env.srv, fd));
 		close(fd);
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 	ASSERT_LE(0, fd);
 	ASSERT_LT(3, faults->failed);
 }
@@ -231,30 +253,25 @@ TEST_F_TIMEOUT(fault, read, 60)
 {
 	struct faults *faults = &self->faults;
 	int fd = open(FILE_MNT, O_RDWR);
-	bool hit = true;
-	ssize_t n;
+	ssize_t n = 0;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	ASSERT_LE(0, fd);
-	while (hit && next_fault(faults)) {
+	while (next_fault(faults)) {
 		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 		memset(back, 0x55, 4 * BLOCK);
-		arm(faults->fd, faults->nth);
+		arm(faults);
 		n = srv_result(pread(fd, back, 4 * BLOCK, 0));
-		hit = fired(faults->fd);
-		ASSERT_NE(0, n);
-		if (n < 0) {
-			ASSERT_TRUE(injected(n)) TH_LOG("%zd", n);
-			faults->failed++;
+		if (!succeeds(_metadata, faults, n))
 			continue;
-		}
+		ASSERT_NE(0, n);
 		ASSERT_EQ(0, memcmp(data, back, n));
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 	ASSERT_EQ(4 * BLOCK, n);
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 }
 
 /* Each write extends the file. */
@@ -263,31 +280,26 @@ TEST_F_TIMEOUT(fault, write, 60)
 	struct faults *faults = &self->faults;
 	int fd = open(FILE_MNT, O_RDWR);
 	off_t end = 4 * BLOCK;
-	bool hit = true;
-	ssize_t n;
+	ssize_t n = 0;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	ASSERT_LE(0, fd);
-	while (hit && next_fault(faults)) {
-		arm(faults->fd, faults->nth);
+	while (next_fault(faults)) {
+		arm(faults);
 		n = srv_result(pwrite(fd, data, 2 * BLOCK, end));
-		hit = fired(faults->fd);
-		ASSERT_NE(0, n);
-		if (n < 0) {
-			ASSERT_TRUE(injected(n)) TH_LOG("%zd", n);
-			faults->failed++;
+		if (!succeeds(_metadata, faults, n))
 			continue;
-		}
+		ASSERT_NE(0, n);
 		ASSERT_TRUE(lower_is(end + n, end, data, n));
 		end += n;
 		ASSERT_EQ(end, size_of(fd));
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 	ASSERT_EQ(2 * BLOCK, n);
 	ASSERT_LT(1, faults->nth);
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static int aio_write_one(aio_context_t ctx, int fd)
@@ -308,21 +320,20 @@ TEST_F_TIMEOUT(fault, aio, 60)
 	struct faults *faults = &self->faults;
 	aio_context_t ctx = 0;
 	struct io_event event;
-	bool hit = true;
 	int fd, n;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	if (!strcmp(variant->fs, "tmpfs"))
 		return;
 	ASSERT_EQ(0, syscall(__NR_io_setup, 1, &ctx));
-	while (hit && next_fault(faults)) {
+	while (next_fault(faults)) {
 		/* The first request of an open file is the one that allocates */
 		fd = open(FILE_MNT, O_RDWR | O_DIRECT);
 		ASSERT_LE(0, fd);
-		arm(faults->fd, faults->nth);
+		arm(faults);
 		n = aio_write_one(ctx, fd);
-		hit = fired(faults->fd);
+		faults->hit = fired(faults);
 		close(fd);
 		if (n < 0) {
 			/* EINVAL when the ring can't be faulted in */
@@ -342,70 +353,68 @@ TEST_F_TIMEOUT(fault, aio, 60)
 			faults->failed++;
 		}
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 	ASSERT_LT(0, faults->failed);
 	ASSERT_EQ(0, syscall(__NR_io_destroy, ctx));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 TEST_F_TIMEOUT(fault, mmap, 60)
 {
 	struct faults *faults = &self->faults;
 	int fd = open(FILE_MNT, O_RDWR);
-	bool hit = true;
 	char *map;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
 	ASSERT_LE(0, fd);
-	while (hit && next_fault(faults)) {
-		arm(faults->fd, faults->nth);
+	while (next_fault(faults)) {
+		arm(faults);
 		map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
 			   0);
 		if (map == MAP_FAILED) {
 			ASSERT_EQ(ENOMEM, errno);
 			faults->failed++;
-			hit = fired(faults->fd);
+			faults->hit = fired(faults);
 			continue;
 		}
-		hit = fired(faults->fd);
+		faults->hit = fired(faults);
 		ASSERT_EQ(0, memcmp(data, map, BLOCK));
 		/* The unmapping has its own chances. */
-		arm(faults->fd, faults->nth);
+		arm(faults);
 		if (munmap(map, BLOCK)) {
 			ASSERT_EQ(ENOMEM, errno);
-			fired(faults->fd);
+			fired(faults);
 			ASSERT_EQ(0, munmap(map, BLOCK));
 		}
-		hit |= fired(faults->fd);
+		faults->hit |= fired(faults);
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 	ASSERT_LT(0, faults->failed);
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 }
 
 /* close(2) closes, whatever it says. */
 TEST_F_TIMEOUT(fault, close, 60)
 {
 	struct faults *faults = &self->faults;
-	bool hit = true;
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	while (hit && next_fault(faults)) {
+	while (next_fault(faults)) {
 		fd = open(FILE_MNT, O_RDWR);
 		ASSERT_LE(0, fd);
-		arm(faults->fd, faults->nth);
+		arm(faults);
 		close(fd);
-		hit = fired(faults->fd);
+		faults->hit = fired(faults);
 		ASSERT_EQ(-1, close(fd));
 		ASSERT_EQ(EBADF, errno);
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, faults->nth));
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, faults->nth));
 	}
-	ASSERT_FALSE(hit);
+	ASSERT_FALSE(faults->hit);
 }
 
 /* A failed ioctl changes nothing, the next one may succeed. */
@@ -413,14 +422,14 @@ TEST_F_TIMEOUT(fault, ioctl, 60)
 {
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = attach_with_faults;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = attach_with_faults;
 	retry_ioctl = true;
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
-	ASSERT_TRUE(passes_through(self->srv, fd));
+	ASSERT_TRUE(passes_through(self->env.srv, fd));
 	ASSERT_LT(0, no_memory);
 	ASSERT_LT(0, no_copy);
 	ASSERT_EQ(0, other_error);
@@ -432,16 +441,16 @@ TEST_F_TIMEOUT(fault, ioctl_and_serve, 60)
 {
 	int fd;
 
-	if (!self->srv)
+	if (!self->env.srv)
 		SKIP(return, "no fault injection");
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = attach_with_faults;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = attach_with_faults;
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(1, no_memory);
 	ASSERT_EQ(BLOCK, pread(fd, back, BLOCK, 0));
 	ASSERT_EQ(0, memcmp(data, back, BLOCK));
-	ASSERT_EQ(1, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(1, self->env.srv->seen[FUSE_READ]);
 	close(fd);
 }
 

@@ -6,22 +6,18 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <semaphore.h>
-#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
-#include <linux/aio_abi.h>
 #include <linux/fs.h>
 
-#include "fuse_test_files.h"
+#include "fuse_test_blocked.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define MNT2		SRV_BASE "/mnt2"
 
 FIXTURE(mixed) {
-	struct srv *srv;
+	struct env env;
 	int cached;
 	int through;
 };
@@ -72,25 +68,16 @@ static int in_a_write(struct srv *srv, struct srv_req *req)
 
 FIXTURE_SETUP(mixed)
 {
-	make_data();
 	sem_init(&arrived, 0, 0);
 	sem_init(&go, 0, 0);
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0600, 4 * BLOCK));
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
-	self->srv->flags = variant->flags | FUSE_ATOMIC_O_TRUNC;
-	self->srv->valid = 3600;
-	self->srv->threads = 3;
-	self->srv->on_request = in_a_write;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	close(self->srv->lower);
+	env_setup(_metadata, &self->env, variant->fs, PLAIN, 4 * BLOCK);
+	self->env.srv->flags = variant->flags | FUSE_ATOMIC_O_TRUNC;
+	self->env.srv->threads = 3;
+	self->env.srv->on_request = in_a_write;
+	env_start(_metadata, &self->env);
 	self->cached = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, self->cached);
-	self->srv->mode = mode_for(variant->way);
+	self->env.srv->mode = mode_for(variant->way);
 	self->through = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, self->through);
 }
@@ -99,8 +86,7 @@ FIXTURE_TEARDOWN(mixed)
 {
 	close(self->cached);
 	close(self->through);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 /* A system call in a thread, and whether it has to wait */
@@ -125,23 +111,6 @@ static void *run_call(void *arg)
 		call->result = pread(call->fd, call->buf, BLOCK, 0);
 	call->done = true;
 	return NULL;
-}
-
-static char task_state(pid_t tid)
-{
-	char path[64], text[256] = "";
-	char *end;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-	fd = open(path, O_RDONLY);
-	if (fd < 0)
-		return 0;
-	if (read(fd, text, sizeof(text) - 1) < 0)
-		text[0] = 0;
-	close(fd);
-	end = strrchr(text, ')');
-	return end ? end[2] : 0;
 }
 
 /* True when the call sleeps and can't be interrupted, false when it is done. */
@@ -348,9 +317,9 @@ TEST_F(mixed, mapping_beside_cached)
 	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
 	ASSERT_EQ('z', back[100]);
 	/* Nothing tells when the last store was: the page cache is not used again. */
-	seen = self->srv->seen[FUSE_READ];
+	seen = self->env.srv->seen[FUSE_READ];
 	ASSERT_EQ(200, pread(self->cached, back, 200, 0));
-	ASSERT_LT(seen, self->srv->seen[FUSE_READ]);
+	ASSERT_LT(seen, self->env.srv->seen[FUSE_READ]);
 }
 
 /* The answer is refused, the file is truncated all the same. */
@@ -358,8 +327,8 @@ TEST_F(mixed, refused_truncation)
 {
 	struct stat st;
 
-	self->srv->mode = SRV_PLAIN;
-	self->srv->open_flags = FOPEN_PASSTHROUGH;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->open_flags = FOPEN_PASSTHROUGH;
 	ASSERT_EQ(4 * BLOCK, pread(self->cached, back, 4 * BLOCK, 0));
 	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR | O_TRUNC));
 	ASSERT_EQ(EIO, errno);
@@ -391,8 +360,8 @@ TEST_F(mixed, buffer_that_faults)
 	ASSERT_EQ(0, memcmp(data + 9, buf, BLOCK));
 	ASSERT_TRUE(all_zero(buf + BLOCK, size - BLOCK));
 	ASSERT_EQ(0, munmap(buf, size));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /*
@@ -423,7 +392,7 @@ TEST_F(mixed, buffer_of_the_same_file)
 	ASSERT_EQ(1, syscall(__NR_io_submit, ctx, 1, &list));
 	ASSERT_EQ(1, syscall(__NR_io_getevents, ctx, 1, 1, &event, NULL));
 	ASSERT_EQ(4 * BLOCK, event.res);
-	ASSERT_LT(0, self->srv->seen[FUSE_READ]);
+	ASSERT_LT(0, self->env.srv->seen[FUSE_READ]);
 	ASSERT_TRUE(lower_is(8 * BLOCK + 512, 4 * BLOCK + 512, data,
 			     4 * BLOCK));
 	ASSERT_EQ(0, syscall(__NR_io_destroy, ctx));
@@ -458,7 +427,7 @@ TEST_F(mixed, buffer_of_another_mount)
 	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
 	close(fd);
 	ASSERT_EQ(0, srv_stop(other));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /*
@@ -532,8 +501,8 @@ TEST_F(mixed, buffer_of_the_lower_file)
 	ASSERT_TRUE(lower_is(4 * BLOCK, 0, data + 7, BLOCK));
 	ASSERT_TRUE(lower_is(4 * BLOCK, BLOCK, data + BLOCK, 3 * BLOCK));
 	ASSERT_EQ(0, munmap(map, 4 * BLOCK));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* The server is slow with what is held. */
@@ -577,7 +546,7 @@ TEST_F(mixed, new_buffer_beside_fsync)
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, buf);
 	held = FUSE_FSYNC;
-	self->srv->on_request = hold_request;
+	self->env.srv->on_request = hold_request;
 	ASSERT_EQ(0, pthread_create(&call.id, NULL, sync_file, &call));
 	sem_wait(&arrived);
 	EXPECT_EQ(100, pwrite(self->through, buf, 100, BLOCK));
@@ -628,7 +597,7 @@ TEST_F(mixed, resumed_write)
 	ASSERT_EQ(0, munmap(call.buf, 2 * BLOCK));
 	close(fd);
 	ASSERT_EQ(0, srv_stop(other));
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 /* Whoever appends, what is behind the end in pages comes first. */

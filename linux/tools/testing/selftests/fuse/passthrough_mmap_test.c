@@ -12,7 +12,7 @@
 #include <sys/mount.h>
 #include <sys/uio.h>
 
-#include "fuse_test_files.h"
+#include "fuse_test_io.h"
 
 #define SIZE	(4 * BLOCK)
 #define HUGE	(2 << 20)
@@ -22,8 +22,7 @@
 #endif
 
 FIXTURE(map) {
-	struct srv *srv;
-	const char *path;
+	struct env env;
 	int fd;
 };
 
@@ -39,26 +38,20 @@ FIXTURE_VARIANT_ADD(map, bare) { "ext4", BARE };
 
 FIXTURE_SETUP(map)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0666, SIZE));
-	self->path = variant->way == BARE ? LOWER : SRV_MNT "/file";
-	if (variant->way != BARE)
-		self->srv = serve_lower(_metadata, variant->way, 0);
-	self->fd = open(self->path, O_RDWR);
+	env_setup(_metadata, &self->env, variant->fs, variant->way, SIZE);
+	env_start(_metadata, &self->env);
+	self->fd = open(self->env.path, O_RDWR);
 	ASSERT_LE(0, self->fd);
 }
 
 FIXTURE_TEARDOWN(map)
 {
 	close(self->fd);
-	if (self->srv) {
-		EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
-		EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-		EXPECT_EQ(0, srv_stop(self->srv));
+	if (self->env.srv) {
+		EXPECT_EQ(0, self->env.srv->seen[FUSE_READ]);
+		EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	}
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 static char *map_shared(int fd, int prot)
@@ -129,8 +122,8 @@ TEST_F(map, truncated)
 
 TEST_F(map, protection)
 {
-	int reader = open(self->path, O_RDONLY);
-	int writer = open(self->path, O_WRONLY);
+	int reader = open(self->env.path, O_RDONLY);
+	int writer = open(self->env.path, O_WRONLY);
 	char *map;
 
 	signal(SIGSEGV, on_fault);
@@ -163,7 +156,7 @@ TEST_F(map, moved)
 
 	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
 	close(self->fd);
-	self->fd = open(self->path, O_RDWR);
+	self->fd = open(self->env.path, O_RDWR);
 	ASSERT_EQ(8 * BLOCK, pwrite(self->fd, data, 8 * BLOCK, 0));
 	map = map_shared(self->fd, PROT_READ | PROT_WRITE);
 	ASSERT_NE(MAP_FAILED, map);
@@ -175,17 +168,17 @@ TEST_F(map, moved)
 	copy[1] = 'c';
 	ASSERT_EQ('c', moved[1]);
 	ASSERT_EQ(moved, mremap(moved, 8 * BLOCK, BLOCK, 0));
-	if (self->srv)
-		srv_reset_counts(self->srv);
+	if (self->env.srv)
+		srv_reset_counts(self->env.srv);
 	close(self->fd);
 	ASSERT_EQ(0, munmap(moved, BLOCK));
-	if (self->srv)
-		ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	if (self->env.srv)
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	ASSERT_EQ('c', copy[1]);
 	ASSERT_EQ(0, munmap(copy, SIZE));
-	if (self->srv)
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
-	self->fd = open(self->path, O_RDWR);
+	if (self->env.srv)
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
+	self->fd = open(self->env.path, O_RDWR);
 }
 
 TEST_F(map, flags)
@@ -238,6 +231,108 @@ TEST_F(map, is_shown)
 	fclose(maps);
 	ASSERT_TRUE(found);
 	ASSERT_EQ(0, munmap(map, SIZE));
+}
+
+TEST_F(io, mmap_shared)
+{
+	struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 2000 } };
+	struct stat st;
+	char *map;
+	int fd;
+
+	ASSERT_TRUE(make_lower(LOWER, 0666, 2 * BLOCK));
+	fd = open(self->env.path, O_RDWR);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, memcmp(data, map, 2 * BLOCK));
+	ASSERT_EQ(0, futimens(fd, old));
+	/* A store is seen by read, a write by the mapping, both at once. */
+	map[10] = ~data[10];
+	ASSERT_EQ(1, pread(fd, back, 1, 10));
+	ASSERT_EQ((char)~data[10], back[0]);
+	ASSERT_EQ(100, pwrite(fd, data + 5, 100, BLOCK));
+	ASSERT_EQ(0, memcmp(data + 5, map + BLOCK, 100));
+	if (variant->way == PLAIN)
+		ASSERT_EQ(0, msync(map, 2 * BLOCK, MS_SYNC));
+	ASSERT_TRUE(lower_is(2 * BLOCK, 0, map, 2 * BLOCK));
+	ASSERT_EQ(0, fstat(fd, &st));
+	ASSERT_LT(2000, st.st_mtime);
+	ASSERT_EQ(0, munmap(map, 2 * BLOCK));
+	close(fd);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+}
+
+/* A store alone moves the time of modification. */
+TEST_F(io, mmap_mtime)
+{
+	struct timespec old[2] = { { .tv_sec = 1000 }, { .tv_sec = 2000 } };
+	struct stat st;
+	char *map;
+	int fd;
+
+	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
+	fd = open(self->env.path, O_RDWR);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, futimens(fd, old));
+	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	map[0]++;
+	ASSERT_EQ(0, msync(map, BLOCK, MS_SYNC));
+	ASSERT_EQ(0, munmap(map, BLOCK));
+	ASSERT_EQ(0, fstat(fd, &st));
+	/* tmpfs has no hook for it, and the bare file does the same. */
+	if (strcmp(variant->fs, "tmpfs"))
+		ASSERT_LT(2000, st.st_mtime);
+	if (passes(variant->way))
+		ASSERT_TRUE(same_stat(fd));
+	close(fd);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+}
+
+TEST_F(io, mmap_private)
+{
+	char *map;
+	int fd;
+
+	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
+	fd = open(self->env.path, O_RDONLY);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, memcmp(data, map, BLOCK));
+	map[0]++;
+	ASSERT_TRUE(lower_is(BLOCK, 0, data, BLOCK));
+	ASSERT_EQ(1, pread(fd, back, 1, 0));
+	ASSERT_EQ(data[0], back[0]);
+	ASSERT_EQ(MAP_FAILED, mmap(NULL, BLOCK, PROT_WRITE, MAP_SHARED, fd, 0));
+	ASSERT_EQ(EACCES, errno);
+	ASSERT_EQ(0, munmap(map, BLOCK));
+	close(fd);
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
+}
+
+/* The mapping keeps the file open, and the server hears of its end. */
+TEST_F(io, mmap_outlives_close)
+{
+	char *map;
+	int fd;
+
+	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
+	fd = open(self->env.path, O_RDWR);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	close(fd);
+	if (self->env.srv)
+		ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(0, memcmp(data, map, BLOCK));
+	map[1] = ~data[1];
+	ASSERT_EQ(0, munmap(map, BLOCK));
+	if (self->env.srv)
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(lower_is(BLOCK, 1, (char[]){ ~data[1] }, 1));
+	check_seen(_metadata, self->env.srv, variant->way, FUSE_READ);
 }
 
 /* Whole huge pages of tmpfs, as many through FUSE as bare */

@@ -15,13 +15,12 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define TOP		SRV_BASE "/top"
 #define IDMAPPED	SRV_BASE "/idmapped"
 #define SHIFT		10000
 
 FIXTURE(mounts) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(mounts) {
@@ -34,29 +33,18 @@ FIXTURE_VARIANT_ADD(mounts, xfs_id) { "xfs", BY_ID };
 
 FIXTURE_SETUP(mounts)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0600, 4 * BLOCK));
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
-	self->srv->mode = mode_for(variant->way);
-}
-
-static void start(struct __test_metadata *_metadata, struct srv *srv)
-{
-	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
-	close(srv->lower);
+	env_setup(_metadata, &self->env, variant->fs, variant->way, 4 * BLOCK);
+	ASSERT_EQ(0, chmod(LOWER, 0600));
+	self->env.srv->valid = 0;
+	self->env.srv->options = NULL;
 }
 
 /* No lower file is left behind, whatever was unmounted. */
 FIXTURE_TEARDOWN(mounts)
 {
-	EXPECT_EQ(0, self->srv->seen[FUSE_READ]);
-	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-	srv_stop(self->srv);
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_READ]);
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
+	srv_stop(self->env.srv);
 	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
 }
 
@@ -64,7 +52,7 @@ TEST_F(mounts, read_only_below)
 {
 	int fd, writer;
 
-	start(_metadata, self->srv);
+	env_start(_metadata, &self->env);
 	writer = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, writer);
 	fd = open(FILE_MNT, O_RDONLY);
@@ -72,7 +60,7 @@ TEST_F(mounts, read_only_below)
 	/* As long as somebody may write */
 	ASSERT_EQ(-EBUSY, remount_lower(MS_RDONLY));
 	close(writer);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, remount_lower(MS_RDONLY));
 	ASSERT_EQ(4 * BLOCK, pread(fd, back, sizeof(back), 0));
 	ASSERT_EQ(0, memcmp(data, back, 4 * BLOCK));
@@ -108,16 +96,16 @@ TEST_F(mounts, detached)
 	char *map;
 	int fd;
 
-	start(_metadata, self->srv);
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	map = map_it(fd);
 	ASSERT_NE(MAP_FAILED, map);
 	ASSERT_EQ(0, umount2(SRV_MNT, MNT_DETACH));
 	go_on(_metadata, fd, map);
 	ASSERT_EQ(0, fsync(fd));
-	ASSERT_LT(0, self->srv->seen[FUSE_FSYNC]);
+	ASSERT_LT(0, self->env.srv->seen[FUSE_FSYNC]);
 	close(fd);
-	ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_RELEASE]);
 	/* The end of the connection */
 	ASSERT_EQ(0, munmap(map, BLOCK));
 }
@@ -128,7 +116,7 @@ TEST_F(mounts, forced)
 	char *map;
 	int fd;
 
-	start(_metadata, self->srv);
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	map = map_it(fd);
 	ASSERT_NE(MAP_FAILED, map);
@@ -191,12 +179,12 @@ TEST_F(mounts, idmapped_below)
 	int fd;
 
 	ASSERT_EQ(0, mount_idmapped());
-	close(self->srv->lower);
-	self->srv->lower = open(IDMAPPED, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, self->srv->lower);
+	close(self->env.srv->lower);
+	self->env.srv->lower = open(IDMAPPED, O_PATH | O_DIRECTORY);
+	ASSERT_LE(0, self->env.srv->lower);
 	/* Root's file, mode 0600, is this user's there. */
-	self->srv->uid = SHIFT;
-	start(_metadata, self->srv);
+	self->env.srv->uid = SHIFT;
+	env_start(_metadata, &self->env);
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(4 * BLOCK, pread(fd, back, sizeof(back), 0));
@@ -204,7 +192,7 @@ TEST_F(mounts, idmapped_below)
 	ASSERT_EQ(BLOCK, pwrite(fd, data + 1, BLOCK, 4 * BLOCK));
 	ASSERT_TRUE(lower_is(5 * BLOCK, 4 * BLOCK, data + 1, BLOCK));
 	close(fd);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_EQ(0, srv_unmount(SRV_MNT));
 	ASSERT_EQ(0, umount2(IDMAPPED, MNT_DETACH));
 }
@@ -224,7 +212,7 @@ TEST_F(mounts, overlay_above)
 {
 	int fd;
 
-	start(_metadata, self->srv);
+	env_start(_metadata, &self->env);
 	ASSERT_EQ(0, mount_overlay_on_top());
 	fd = open(TOP "/file", O_RDONLY);
 	ASSERT_LE(0, fd);
@@ -246,8 +234,8 @@ TEST_F(mounts, overlay_above)
 /* A mount that may stand on a stacked one bears nothing more. */
 TEST_F(mounts, overlay_too_high)
 {
-	self->srv->max_stack_depth = 2;
-	start(_metadata, self->srv);
+	self->env.srv->max_stack_depth = 2;
+	env_start(_metadata, &self->env);
 	ASSERT_EQ(-EINVAL, mount_overlay_on_top());
 }
 
@@ -298,7 +286,7 @@ TEST_F(mounts, user_namespace)
 	ASSERT_EQ(0, chmod("/dev/fuse", 0666));
 	ASSERT_EQ(0, as_user(serve_in_user_namespace,
 			     variant->way == BY_ID ? "id" : "request"));
-	start(_metadata, self->srv);
+	env_start(_metadata, &self->env);
 }
 
 TEST_HARNESS_MAIN

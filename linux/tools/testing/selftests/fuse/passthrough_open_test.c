@@ -13,7 +13,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define MNT2		SRV_BASE "/mnt2"
 #define ROOT_FILE	SRV_BASE "/root_file"
 

@@ -21,7 +21,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define BARE_PATH	SRV_LOWER "/bare"
 #define STRANGER	2000
 
@@ -174,26 +173,18 @@ static struct left left_of(const char *path)
 	return left;
 }
 
-/* A server of this user on SRV_MNT */
-static struct srv *serve_as(struct __test_metadata *_metadata, enum way way,
-			    uid_t user)
+/* The server is one of this user. */
+static void serve_as(struct __test_metadata *_metadata, struct env *env,
+		     uid_t user)
 {
-	struct srv *srv = srv_new();
-
-	ASSERT_NE(NULL, srv);
-	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	ASSERT_LE(0, srv->lower);
-	srv->mode = mode_for(way);
-	srv->uid = user;
-	srv->options = "allow_other";
-	srv->timeout = 490;
-	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
-	close(srv->lower);
-	return srv;
+	env->srv->uid = user;
+	env->srv->valid = 0;
+	env->srv->timeout = 490;
+	env_start(_metadata, env);
 }
 
 FIXTURE(privilege) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(privilege) {
@@ -207,20 +198,16 @@ FIXTURE_VARIANT_ADD(privilege, xfs_id_user) { "xfs", BY_ID, USER };
 
 FIXTURE_SETUP(privilege)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower(variant->fs));
-	ASSERT_TRUE(make_lower(LOWER, 0777, BLOCK));
+	env_setup(_metadata, &self->env, variant->fs, variant->way, BLOCK);
 	ASSERT_TRUE(make_lower(BARE_PATH, 0777, BLOCK));
 	ASSERT_TRUE(prepare(LOWER, 0777, false));
-	self->srv = serve_as(_metadata, variant->way, variant->server);
+	serve_as(_metadata, &self->env, variant->server);
 }
 
 FIXTURE_TEARDOWN(privilege)
 {
-	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
+	env_teardown(_metadata, &self->env);
 }
 
 /* What the bare file is left with */
@@ -269,7 +256,7 @@ TEST_F_TIMEOUT(privilege, as_bare, 500)
 	/* Who stops early has met all of each: 37 is prime to their number */
 	for (i = 0; again(i, all, 45); i++) {
 		n = i * 37 % all;
-		check(_metadata, self->srv, variant->server, n % CALLERS,
+		check(_metadata, self->env.srv, variant->server, n % CALLERS,
 		      n % pairs / CALLERS, modes[n / pairs]);
 	}
 }
@@ -279,7 +266,7 @@ TEST_F_TIMEOUT(privilege, as_bare, 500)
 #define QUOTA		(100 * BLOCK)
 
 FIXTURE(quota) {
-	struct srv *srv;
+	struct env env;
 };
 
 FIXTURE_VARIANT(quota) {
@@ -310,23 +297,19 @@ static bool limit_user(off_t bytes)
 
 FIXTURE_SETUP(quota)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower("xfs-quota"));
-	ASSERT_TRUE(make_lower(LOWER, 0666, 0));
+	env_setup(_metadata, &self->env, "xfs-quota", variant->way, 0);
 	ASSERT_TRUE(make_lower(BARE_PATH, 0666, 0));
 	ASSERT_TRUE(prepare(LOWER, 0666, false));
 	ASSERT_TRUE(prepare(BARE_PATH, 0666, false));
 	ASSERT_TRUE(limit_user(QUOTA));
-	self->srv = serve_as(_metadata, variant->way, variant->server);
+	serve_as(_metadata, &self->env, variant->server);
 }
 
 FIXTURE_TEARDOWN(quota)
 {
-	EXPECT_EQ(0, self->srv->seen[FUSE_WRITE]);
-	EXPECT_EQ(0, srv_stop(self->srv));
+	EXPECT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 	EXPECT_TRUE(limit_user(0));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 /* Writes until there is an error: the errno, and where it was. */

@@ -14,7 +14,6 @@
 
 #include "fuse_test_files.h"
 
-#define FILE_MNT	SRV_MNT "/file"
 #define PRIVILEGED	"/sys/module/fuse/parameters/passthrough_privileged"
 #define CGROUPS		SRV_BASE "/cgroups"
 #define SECRET		SRV_LOWER "/secret"
@@ -94,7 +93,7 @@ static bool maps_lower(void)
 }
 
 FIXTURE(show) {
-	struct srv *srv;
+	struct env env;
 	int id;
 };
 
@@ -107,19 +106,15 @@ FIXTURE_VARIANT_ADD(show, by_id) { BY_ID };
 
 FIXTURE_SETUP(show)
 {
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_EQ(0, srv_mount_lower("ext4"));
-	ASSERT_TRUE(make_lower(LOWER, 0666, BLOCK));
-	self->srv = serve_lower(_metadata, variant->way, 0);
+	env_setup(_metadata, &self->env, "ext4", variant->way, BLOCK);
+	env_start(_metadata, &self->env);
 	self->id = variant->way == BY_ID ? 1 : 0;
 }
 
 FIXTURE_TEARDOWN(show)
 {
 	write_text(PRIVILEGED, "N");
-	EXPECT_EQ(0, srv_stop(self->srv));
-	EXPECT_EQ(0, srv_unmount(SRV_LOWER));
+	env_teardown(_metadata, &self->env);
 }
 
 TEST_F(show, open_file)
@@ -135,7 +130,7 @@ TEST_F(show, open_file)
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "r",
 					    self->id ? 2 : 0)));
 	close(reader);
-	self->srv->mode = SRV_PLAIN;
+	self->env.srv->mode = SRV_PLAIN;
 	reader = open(FILE_MNT, O_RDONLY);
 	ASSERT_TRUE(read_fdinfo(reader));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
@@ -148,7 +143,7 @@ TEST_F(show, direct_io)
 {
 	int fd;
 
-	self->srv->open_flags = FOPEN_DIRECT_IO;
+	self->env.srv->open_flags = FOPEN_DIRECT_IO;
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_TRUE(read_fdinfo(fd));
@@ -161,19 +156,19 @@ TEST_F(show, registered)
 	int lower = open(LOWER, O_PATH), writer = open(LOWER, O_WRONLY);
 	int id, other;
 
-	id = srv_backing_open(self->srv->dev, lower);
+	id = srv_backing_open(self->env.srv->dev, lower);
 	ASSERT_LT(0, id);
-	other = srv_backing_open(self->srv->dev, writer);
+	other = srv_backing_open(self->env.srv->dev, writer);
 	ASSERT_LT(0, other);
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "path", id)));
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "w", other)));
-	ASSERT_EQ(0, srv_backing_close(self->srv->dev, id));
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(0, srv_backing_close(self->env.srv->dev, id));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(0, count_lines(name_lower("passthrough:\t", "path", id)));
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "w", other)));
-	ASSERT_EQ(0, srv_backing_close(self->srv->dev, other));
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_EQ(0, srv_backing_close(self->env.srv->dev, other));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 	close(lower);
 	close(writer);
@@ -185,20 +180,20 @@ TEST_F(show, pinned)
 	int fd, id, lower = open(LOWER, O_PATH);
 	char *map;
 
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 	fd = open(FILE_MNT, O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_TRUE(read_fdinfo(fd));
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "rw", self->id)));
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(self->id, count_lines(name_lower("passthrough:\t", "rw",
 						   self->id)));
-	id = srv_backing_open(self->srv->dev, lower);
+	id = srv_backing_open(self->env.srv->dev, lower);
 	ASSERT_LT(0, id);
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "path", id)));
-	ASSERT_EQ(0, srv_backing_close(self->srv->dev, id));
+	ASSERT_EQ(0, srv_backing_close(self->env.srv->dev, id));
 	close(lower);
 	ASSERT_FALSE(maps_lower());
 	map = mmap(NULL, BLOCK, PROT_READ, MAP_SHARED, fd, 0);
@@ -206,9 +201,9 @@ TEST_F(show, pinned)
 	close(fd);
 	ASSERT_TRUE(maps_lower());
 	ASSERT_EQ(0, munmap(map, BLOCK));
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	ASSERT_FALSE(maps_lower());
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 }
 
@@ -218,10 +213,10 @@ TEST_F(show, aborted)
 	int fd = open(FILE_MNT, O_RDWR);
 
 	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, srv_abort(self->srv));
+	ASSERT_EQ(0, srv_abort(self->env.srv));
 	ASSERT_TRUE(read_fdinfo(fd));
 	ASSERT_EQ(1, count_lines(name_lower("passthrough:\t", "rw", self->id)));
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 	close(fd);
 }
@@ -243,7 +238,7 @@ TEST_F(show, privileged)
 {
 	int fd;
 
-	dev = self->srv->dev;
+	dev = self->env.srv->dev;
 	ASSERT_EQ(0, as_user(attach_as_user, LOWER));
 	ASSERT_TRUE(write_text(PRIVILEGED, "Y"));
 	ASSERT_EQ(EPERM, as_user(attach_as_user, LOWER));
@@ -258,15 +253,15 @@ TEST_F(show, privileged_server)
 {
 	int fd;
 
-	ASSERT_EQ(0, srv_stop(self->srv));
+	ASSERT_EQ(0, srv_stop(self->env.srv));
 	ASSERT_EQ(0, chown(LOWER, USER, USER));
-	self->srv = srv_new();
-	ASSERT_NE(NULL, self->srv);
-	self->srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
-	self->srv->mode = mode_for(variant->way);
-	self->srv->uid = USER;
-	ASSERT_EQ(0, srv_start(self->srv, SRV_MNT));
-	close(self->srv->lower);
+	self->env.srv = srv_new();
+	ASSERT_NE(NULL, self->env.srv);
+	self->env.srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	self->env.srv->mode = mode_for(variant->way);
+	self->env.srv->uid = USER;
+	ASSERT_EQ(0, srv_start(self->env.srv, SRV_MNT));
+	close(self->env.srv->lower);
 	ASSERT_TRUE(write_text(PRIVILEGED, "Y"));
 	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
 	ASSERT_EQ(EPERM, errno);
@@ -298,18 +293,18 @@ TEST_F(show, no_such_id)
 	struct fuse_backing_map flags = { .fd = -1, .flags = 1 };
 	struct fuse_backing_map padding = { .fd = -1, .padding = 1 };
 
-	ASSERT_EQ(-EINVAL, srv_result(ioctl(self->srv->dev,
+	ASSERT_EQ(-EINVAL, srv_result(ioctl(self->env.srv->dev,
 					    FUSE_DEV_IOC_BACKING_OPEN, &flags)));
-	ASSERT_EQ(-EINVAL, srv_result(ioctl(self->srv->dev,
+	ASSERT_EQ(-EINVAL, srv_result(ioctl(self->env.srv->dev,
 					    FUSE_DEV_IOC_BACKING_OPEN,
 					    &padding)));
-	ASSERT_EQ(-EFAULT, srv_result(ioctl(self->srv->dev,
+	ASSERT_EQ(-EFAULT, srv_result(ioctl(self->env.srv->dev,
 					    FUSE_DEV_IOC_BACKING_OPEN, NULL)));
-	ASSERT_EQ(-EBADF, srv_backing_open(self->srv->dev, -1));
-	ASSERT_EQ(-EISDIR, srv_backing_open(self->srv->dev, dir));
-	ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, 77));
+	ASSERT_EQ(-EBADF, srv_backing_open(self->env.srv->dev, -1));
+	ASSERT_EQ(-EISDIR, srv_backing_open(self->env.srv->dev, dir));
+	ASSERT_EQ(-ENOENT, srv_backing_close(self->env.srv->dev, 77));
 	close(dir);
-	dev = self->srv->dev;
+	dev = self->env.srv->dev;
 	ASSERT_EQ(0, as_user(register_too_many, LOWER));
 	/* A device that has no connection has nothing to show. */
 	fd = open("/dev/fuse", O_RDWR);
@@ -343,18 +338,18 @@ TEST_F(show, registrant_may_only_read)
 	int fd;
 
 	ASSERT_EQ(0, chmod(LOWER, 0644));
-	dev = self->srv->dev;
+	dev = self->env.srv->dev;
 	registered_by_user = as_user(register_as_user, LOWER);
 	ASSERT_LT(0, registered_by_user);
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = answer_with_that;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = answer_with_that;
 	ASSERT_EQ(-1, open(FILE_MNT, O_RDWR));
 	ASSERT_EQ(EACCES, errno);
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 1));
 	fd = open(FILE_MNT, O_RDONLY);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(BLOCK, pread(fd, back, sizeof(back), 0));
-	ASSERT_EQ(0, self->srv->seen[FUSE_READ]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_READ]);
 	close(fd);
 	ASSERT_EQ(0, srv_backing_close(dev, registered_by_user));
 }
@@ -379,16 +374,16 @@ TEST_F(show, id_closed_after_answer)
 {
 	int i, fd;
 
-	self->srv->mode = SRV_PLAIN;
-	self->srv->on_open = answer_and_close_id;
+	self->env.srv->mode = SRV_PLAIN;
+	self->env.srv->on_open = answer_and_close_id;
 	for (i = 0; again(i, 200, 5); i++) {
 		fd = open(FILE_MNT, O_RDWR);
 		ASSERT_LE(0, fd);
 		ASSERT_EQ(BLOCK, pwrite(fd, data, BLOCK, 0));
 		close(fd);
-		ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, i + 1));
+		ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, i + 1));
 	}
-	ASSERT_EQ(0, self->srv->seen[FUSE_WRITE]);
+	ASSERT_EQ(0, self->env.srv->seen[FUSE_WRITE]);
 }
 
 static int path_id;
@@ -431,21 +426,22 @@ TEST_F(show, thousands_of_ids)
 	int i, path = open(LOWER, O_PATH);
 
 	for (i = 0; i < 2000; i++) {
-		id[i] = srv_backing_open(self->srv->dev, path);
+		id[i] = srv_backing_open(self->env.srv->dev, path);
 		ASSERT_LT(i ? id[i - 1] : 0, id[i]);
 	}
 	close(path);
-	self->srv->on_request = open_by_path_id;
+	self->env.srv->on_request = open_by_path_id;
 	for (i = 0; i < 2000; i += 199) {
 		path_id = id[i];
 		ASSERT_EQ(0, try_open(O_RDWR));
 	}
 	for (i = 0; i < 2000; i++) {
-		ASSERT_EQ(0, srv_backing_close(self->srv->dev, id[i]));
-		ASSERT_EQ(-ENOENT, srv_backing_close(self->srv->dev, id[i]));
+		ASSERT_EQ(0, srv_backing_close(self->env.srv->dev, id[i]));
+		ASSERT_EQ(-ENOENT, srv_backing_close(self->env.srv->dev,
+						     id[i]));
 	}
 	ASSERT_EQ(-EIO, try_open(O_RDWR));
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 }
 
@@ -455,9 +451,9 @@ TEST_F(show, open_by_id_asks_all)
 	int lower = open(LOWER, O_RDONLY);
 	int path = open(LOWER, O_PATH);
 
-	path_id = srv_backing_open(self->srv->dev, path);
+	path_id = srv_backing_open(self->env.srv->dev, path);
 	ASSERT_LT(0, path_id);
-	self->srv->on_request = open_by_path_id;
+	self->env.srv->on_request = open_by_path_id;
 	ASSERT_EQ(0, try_open(O_RDWR));
 
 	ASSERT_EQ(0, set_lower_flags(lower, FS_APPEND_FL));
@@ -478,7 +474,7 @@ TEST_F(show, open_by_id_asks_all)
 
 	/* Who registers is asked, not who opens. */
 	ASSERT_EQ(0, chmod(LOWER, 0644));
-	dev = self->srv->dev;
+	dev = self->env.srv->dev;
 	path_id = as_user(register_as_user, LOWER);
 	ASSERT_LT(0, path_id);
 	ASSERT_EQ(0, try_open(O_RDONLY));
@@ -528,7 +524,7 @@ TEST_F(show, setuid_program)
 	int fd, id;
 
 	ASSERT_TRUE(make_lower(SECRET, 0600, BLOCK));
-	self->srv->on_open = answer_by_program;
+	self->env.srv->on_open = answer_by_program;
 	for (id = 0; id < 16; id++) {
 		words.id = id;
 		words.passthrough = true;
@@ -541,8 +537,8 @@ TEST_F(show, setuid_program)
 		ASSERT_EQ(NULL, strstr(text, "passthrough"));
 		close(fd);
 	}
-	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 2 * id));
-	ASSERT_TRUE(read_fdinfo(self->srv->dev));
+	ASSERT_TRUE(srv_wait(self->env.srv, FUSE_RELEASE, 2 * id));
+	ASSERT_TRUE(read_fdinfo(self->env.srv->dev));
 	ASSERT_EQ(NULL, strstr(text, "passthrough"));
 }
 
@@ -573,13 +569,13 @@ TEST_F(show, memory_cgroup)
 	before = slab_of_cgroup();
 	ASSERT_LE(0, before);
 	for (i = 0; i < ids; i++) {
-		id[i] = srv_backing_open(self->srv->dev, lower);
+		id[i] = srv_backing_open(self->env.srv->dev, lower);
 		ASSERT_LT(0, id[i]);
 	}
 	after = slab_of_cgroup();
 	EXPECT_LT(ids * 64L, after - before);
 	for (i = 0; i < ids; i++)
-		ASSERT_EQ(0, srv_backing_close(self->srv->dev, id[i]));
+		ASSERT_EQ(0, srv_backing_close(self->env.srv->dev, id[i]));
 	close(lower);
 	ASSERT_TRUE(write_text(CGROUPS "/cgroup.procs", "0"));
 }
