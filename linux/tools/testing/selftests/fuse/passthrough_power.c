@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -22,9 +23,9 @@
 
 #define SIZE	(64 << 10)
 
-enum server { HAS_FSYNC, NO_FSYNC, IS_DEAD, SERVERS };
+enum server { HAS_FSYNC, NO_FSYNC, IS_DEAD, SYNC_MOUNT, SERVERS };
 
-static const char *const server_name[] = { "fsync", "enosys", "dead" };
+static const char *const server_name[] = { "fsync", "enosys", "dead", "sync-mount" };
 
 enum how { FSYNC, FDATASYNC, DSYNC, SYNC, RWF, MSYNC, NOTHING, HOWS };
 
@@ -108,6 +109,9 @@ static void write_with(int lower, enum server server, enum srv_mode mode)
 		srv->on_request = no_fsync;
 	if (srv_start(srv, SRV_MNT))
 		ksft_exit_fail_msg("no mount\n");
+	if (server == SYNC_MOUNT &&
+	    mount(NULL, SRV_MNT, NULL, MS_REMOUNT | MS_SYNCHRONOUS, NULL))
+		ksft_exit_fail_msg("no remount\n");
 	for (how = 0; how < HOWS; how++) {
 		name_file(path, SRV_MNT, server, how, mode);
 		fd[how] = open(path, open_flags(how), 0600);
@@ -171,7 +175,8 @@ static void check(const char *dir)
 		for (how = 0; how < HOWS; how++)
 			for (mode = SRV_PASSTHROUGH; mode <= SRV_BACKING_ID; mode++)
 				ksft_test_result(is_there(dir, server, how, mode) ==
-						 (how != NOTHING),
+						 (how != NOTHING ||
+						  server == SYNC_MOUNT),
 						 "server %s, %s, mode %d\n",
 						 server_name[server],
 						 how_name[how], mode);
