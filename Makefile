@@ -1,9 +1,16 @@
 # The front door.  Everything generated lies in build/.
 
-.PHONY: bench figures help run test test-long coverage mutate check series kernel shell watch-test clean
+.PHONY: bench figures help install-test packages run test test-long coverage mutate check series kernel shell watch-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+packages: ## Debian packages in build/packages: modules for Debian 12's kernel (DKMS), libfuse
+	@tools/packages
+
+install-test: ## the packages in a VM with Debian's own kernel, and a shell there
+	@tools/packages
+	@vm/packages shell
 
 run: build/ready ## build, boot, show a FUSE daemon with and without passthrough, and the fio table
 	@bench/run
