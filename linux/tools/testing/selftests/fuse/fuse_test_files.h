@@ -123,6 +123,15 @@ static inline bool map_by_blocks(int fd)
 	return !ioctl(fd, FS_IOC_SETFLAGS, &flags);
 }
 
+static inline bool write_text(const char *path, const char *what)
+{
+	int fd = open(path, O_WRONLY);
+	bool done = write(fd, what, strlen(what)) == (ssize_t)strlen(what);
+
+	close(fd);
+	return done;
+}
+
 /* LOWER has this size and, from @offset, these bytes; they are in back. */
 static inline bool lower_is(off_t size, off_t offset, const char *bytes,
 			    size_t len)

@@ -177,6 +177,33 @@ TEST_F(open, new_file_that_nobody_may_write)
 	write_new(_metadata, self->srv, SRV_MNT, O_TMPFILE, 0400);
 }
 
+static int name_no_id(struct srv *srv, struct srv_req *req,
+		      struct fuse_entry_out *entry, struct fuse_open_out *out)
+{
+	out->open_flags |= FOPEN_PASSTHROUGH;
+	out->backing_id = 4711;
+	return SRV_GO_ON;
+}
+
+/*
+ * The truncation has set times, which nobody flushes when the open fails: the
+ * inode must not be evicted with them.
+ */
+TEST_F(open, refused_after_a_truncation)
+{
+	struct srv *srv = srv_new();
+
+	self->srv = srv;
+	ASSERT_NE(NULL, srv);
+	srv->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	srv->flags = FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC;
+	srv->on_open = name_no_id;
+	ASSERT_EQ(0, srv_start(srv, SRV_MNT));
+	close(srv->lower);
+	ASSERT_EQ(-EIO, srv_result(open(FILE_MNT, O_RDWR | O_TRUNC)));
+	ASSERT_EQ(1, srv->seen[FUSE_SETATTR]);
+}
+
 static int kernel_threads(void)
 {
 	struct dirent *entry;

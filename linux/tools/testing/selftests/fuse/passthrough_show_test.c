@@ -34,15 +34,6 @@ static bool read_text(const char *path)
 	return !n;
 }
 
-static bool write_text(const char *path, const char *what)
-{
-	int fd = open(path, O_WRONLY);
-	bool done = write(fd, what, strlen(what)) == (ssize_t)strlen(what);
-
-	close(fd);
-	return done;
-}
-
 static int count_lines(const char *line)
 {
 	size_t len = strlen(line);
