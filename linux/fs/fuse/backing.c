@@ -212,17 +212,17 @@ void fuse_backing_put(struct fuse_backing *backing)
 /* As many ids as the caller may have files open */
 static int fuse_backing_add(struct fuse_conn *fc, struct fuse_backing *backing)
 {
-	bool unlimited = capable(CAP_SYS_RESOURCE);
 	int id;
 
 	idr_preload(GFP_KERNEL);
 	spin_lock(&fc->lock);
 	if (!fc->connected)
 		id = -ENOTCONN;
-	else if (fc->backing_count >= rlimit(RLIMIT_NOFILE) && !unlimited)
+	else if (fc->backing_count >= rlimit(RLIMIT_NOFILE) &&
+		 !capable(CAP_SYS_RESOURCE))
 		id = -EMFILE;
 	else
-		id = idr_alloc_cyclic(&fc->backing_ids, backing, 1, 0,
+		id = idr_alloc_cyclic(&fc->backing_ids, backing, 1, INT_MAX,
 				      GFP_ATOMIC);
 	if (id > 0) {
 		backing->lower.id = id;

@@ -103,6 +103,9 @@ static int fuse_passthrough_open_id(struct fuse_file *ff, struct file *file)
 	old_cred = override_creds(backing->lower.cred);
 	lower = fuse_lower_open(backing->lower.file, file);
 	revert_creds(old_cred);
+	/* A lower server may say so, and the VFS must not think that we do */
+	if (lower == ERR_PTR(-ENOSYS))
+		return -EIO;
 	if (IS_ERR(lower))
 		return PTR_ERR(lower);
 

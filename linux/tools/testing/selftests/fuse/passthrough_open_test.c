@@ -204,6 +204,55 @@ TEST_F(open, refused_after_a_truncation)
 	ASSERT_EQ(1, srv->seen[FUSE_SETATTR]);
 }
 
+static int getattr_enosys(struct srv *srv, struct srv_req *req)
+{
+	return req->in.opcode == FUSE_GETATTR ? -ENOSYS : SRV_GO_ON;
+}
+
+static int name_that_id(struct srv *srv, struct srv_req *req,
+			struct fuse_entry_out *entry, struct fuse_open_out *out)
+{
+	out->open_flags |= FOPEN_PASSTHROUGH;
+	out->backing_id = *(int *)srv->data;
+	return SRV_GO_ON;
+}
+
+/*
+ * ENOSYS of a lower server is no answer to the upper CREATE, which would be tried
+ * again by MKNOD with a file that is open already.
+ */
+TEST_F(open, lower_server_says_enosys)
+{
+	struct srv *below = srv_new();
+	int id, path;
+
+	ASSERT_EQ(0, mkdir(MNT2, 0777));
+	unlink(SRV_LOWER "/new");
+	below->lower = open(SRV_LOWER, O_PATH | O_DIRECTORY);
+	below->no_capability = true;
+	below->options = "allow_other,default_permissions";
+	ASSERT_EQ(0, srv_start(below, MNT2));
+	close(below->lower);
+	path = open(MNT2 "/file", O_PATH);
+	ASSERT_LE(0, path);
+	self->srv = server(_metadata, SRV_LOWER, BY_REQUEST, 0, SRV_MNT);
+	id = srv_backing_open(self->srv->dev, path);
+	ASSERT_LT(0, id);
+	self->srv->mode = SRV_PLAIN;
+	self->srv->data = &id;
+	self->srv->on_open = name_that_id;
+	below->on_request = getattr_enosys;
+	ASSERT_EQ(-EIO, srv_result(open(SRV_MNT "/new", O_CREAT | O_RDWR, 0600)));
+	ASSERT_EQ(-EIO, srv_result(open(SRV_MNT, O_TMPFILE | O_RDWR, 0600)));
+	ASSERT_LE(2, below->seen[FUSE_GETATTR]);
+	ASSERT_EQ(0, self->srv->seen[FUSE_MKNOD]);
+	below->on_request = NULL;
+	close(path);
+	ASSERT_EQ(0, srv_stop(self->srv));
+	self->srv = NULL;
+	ASSERT_EQ(0, srv_stop(below));
+}
+
 static int kernel_threads(void)
 {
 	struct dirent *entry;
