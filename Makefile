@@ -9,7 +9,6 @@ packages: ## Debian packages in build/packages: modules for Debian 12's kernel (
 	@tools/packages
 
 install-test: ## the packages in a VM with Debian's own kernel, and a shell there
-	@tools/packages
 	@vm/packages shell
 
 run: build/ready ## build, boot, show a FUSE daemon with and without passthrough, and the fio table
