@@ -74,7 +74,8 @@ static int fuse_passthrough_begin(struct kiocb *iocb, loff_t start, loff_t end)
 
 	if (!fuse_inode_dirty(inode) || start == end)
 		return 0;
-	if (iocb->ki_flags & IOCB_NOWAIT)
+	/* io_uring takes IOCB_NOWAIT back when it tries again with IOCB_WAITQ */
+	if (iocb->ki_flags & (IOCB_NOWAIT | IOCB_WAITQ))
 		return -EAGAIN;
 	return fuse_passthrough_flush(inode, start, end);
 }
@@ -285,6 +286,9 @@ ssize_t fuse_passthrough_write_iter(struct kiocb *iocb, struct iov_iter *from)
 						  fuse_lower_write_cred(lower));
 	fuse_passthrough_fault_in(iocb, from, end);
 	ret = fuse_passthrough_resume(fuse_lower_write, iocb, from);
+	/* An append went elsewhere, if a truncation came between */
+	if (ret > 0)
+		start = min(start, iocb->ki_pos - ret);
 	fuse_passthrough_wrote(iocb, start, end, ret);
 
 	return ret;
@@ -344,6 +348,8 @@ ssize_t fuse_passthrough_splice_write(struct pipe_inode_info *pipe,
 	ret = lower->file->f_op->splice_write(pipe, lower->file, ppos, len,
 					      flags);
 	file_end_write(lower->file);
+	if (ret > 0)
+		start = min(start, *ppos - ret);
 	ret = fuse_splice_sync(&iocb, *ppos, ret);
 	revert_creds(old_cred);
 	fuse_passthrough_wrote(&iocb, start, end, ret);
@@ -412,6 +418,7 @@ void fuse_passthrough_start(struct file *file)
 	struct block_device *bdev = file_inode(lower)->i_sb->s_bdev;
 
 	if (!bdev || bdev_nowait(bdev))
-		file->f_mode |= lower->f_mode & FMODE_NOWAIT;
-	file->f_mode |= lower->f_mode & (FMODE_BUF_RASYNC | FMODE_BUF_WASYNC);
+		file->f_mode |= lower->f_mode & (FMODE_NOWAIT |
+						 FMODE_BUF_RASYNC |
+						 FMODE_BUF_WASYNC);
 }

@@ -133,7 +133,8 @@ static int fuse_lower_call_mmap(struct file *lower, struct vm_area_struct *vma)
 {
 	int err;
 
-	if (!vma_is_shared_maywrite(vma) || vma->vm_flags & VM_WRITE)
+	if (!vma_is_shared_maywrite(vma) || vma->vm_flags & VM_WRITE ||
+	    file_inode(lower)->i_sb->s_magic != TMPFS_MAGIC)
 		return call_mmap(lower, vma);
 
 	vma->vm_flags |= VM_WRITE;
@@ -191,9 +192,12 @@ static void fuse_vma_install(struct fuse_passthrough_vma *fpv,
 	/*
 	 * The server may have mapped the same struct file.  The VM would merge
 	 * that area, which has no close, with ours and forget ours.  Areas with
-	 * different flags are not merged.  Only DAX knows VM_SYNC, and sets it.
+	 * different flags are not merged.  In a shared mapping only DAX has
+	 * VM_SYNC, in a private one whoever asked for MAP_SYNC.  By id, nobody
+	 * else has the file for that.
 	 */
-	if (IS_DAX(file_inode(vma->vm_file)))
+	if (IS_DAX(file_inode(vma->vm_file)) ||
+	    (!(vma->vm_flags & VM_MAYSHARE) && !fuse_lower(fpv->file)->id))
 		vma->vm_flags |= VM_DONTEXPAND;
 	else
 		vma->vm_flags |= VM_SYNC;

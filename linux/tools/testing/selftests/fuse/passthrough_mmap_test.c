@@ -455,4 +455,33 @@ TEST_F(special, sealed_for_the_future)
 	use_sealed(_metadata, self->srv, F_SEAL_FUTURE_WRITE);
 }
 
+/*
+ * The server's own mapping of the struct file that it handed in: the area behind
+ * it is not joined to it, or nobody would see the end of ours.
+ */
+TEST_F(special, behind_a_mapping_of_the_server)
+{
+	char *map;
+	int fd;
+
+	handed_in = memfd_create("handed in", 0);
+	ASSERT_LE(0, handed_in);
+	ASSERT_EQ(SIZE, write(handed_in, data, SIZE));
+	self->srv->on_open = attach_handed_in;
+	fd = open(SRV_MNT "/file", O_RDWR);
+	ASSERT_LE(0, fd);
+	map = mmap(NULL, 2 * BLOCK, PROT_READ, MAP_PRIVATE | MAP_SYNC,
+		   handed_in, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	ASSERT_EQ(0, munmap(map + BLOCK, BLOCK));
+	ASSERT_EQ(map + BLOCK, mmap(map + BLOCK, BLOCK, PROT_READ,
+				    MAP_PRIVATE | MAP_FIXED, fd, BLOCK));
+	ASSERT_EQ(0, memcmp(map, data, 2 * BLOCK));
+	close(fd);
+	ASSERT_EQ(0, self->srv->seen[FUSE_RELEASE]);
+	ASSERT_EQ(0, munmap(map, 2 * BLOCK));
+	ASSERT_TRUE(srv_wait(self->srv, FUSE_RELEASE, 1));
+	close(handed_in);
+}
+
 TEST_HARNESS_MAIN
