@@ -834,9 +834,9 @@ static bool files_are_back(int before)
 	return false;
 }
 
-TEST_F_TIMEOUT(fuzz, rounds, 3700)
+TEST_F_TIMEOUT(fuzz, rounds, 1100)
 {
-	int i, limit = self->rounds ? 3600 : 50;
+	int i, limit = self->rounds ? 1000 : 50;
 
 	for (i = 0; again(i, self->rounds ?: ROUNDS, limit); i++)
 		play_round(_metadata, self->seed * 1000 + i);

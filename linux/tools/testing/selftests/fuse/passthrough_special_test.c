@@ -383,7 +383,8 @@ static bool mend_disk(void)
 	return change_disk("load passthrough " DISK "60 0'");
 }
 
-FIXTURE_SETUP(broken_disk)
+/* The lower file is on it, all written back */
+static void use_disk(struct __test_metadata *_metadata)
 {
 	make_data();
 	ASSERT_EQ(0, srv_namespace());
@@ -392,6 +393,11 @@ FIXTURE_SETUP(broken_disk)
 	ASSERT_EQ(0, mount(MAPPED, SRV_LOWER, "vfat", 0, NULL));
 	ASSERT_TRUE(make_lower(LOWER, 0600, 4 * BLOCK));
 	sync();
+}
+
+FIXTURE_SETUP(broken_disk)
+{
+	use_disk(_metadata);
 	self->path = variant->way == BARE ? LOWER : FILE_MNT;
 	if (variant->way != BARE)
 		serve(_metadata, &self->srv, SRV_LOWER, variant->way);
@@ -465,13 +471,7 @@ TEST(broken_disk_and_a_shared_descriptor)
 	int shared, result[4];
 	struct srv *srv;
 
-	make_data();
-	ASSERT_EQ(0, srv_namespace());
-	ASSERT_TRUE(make_disk());
-	ASSERT_EQ(0, system("mkfs.vfat " MAPPED " >&2"));
-	ASSERT_EQ(0, mount(MAPPED, SRV_LOWER, "vfat", 0, NULL));
-	ASSERT_TRUE(make_lower(LOWER, 0600, 4 * BLOCK));
-	sync();
+	use_disk(_metadata);
 	shared = open(LOWER, O_RDWR);
 	serve(_metadata, &srv, SRV_LOWER, BY_REQUEST);
 	srv->data = &shared;
